@@ -1,0 +1,148 @@
+"""One file: open a source, hand it to a target, put the output in place."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from . import finetune_gguf
+from .checkpoint import Checkpoint
+from .errors import CheckpointError
+from .files import OutputFile, check_target
+from .ggcl import open_checkpoint
+from .payload import Progress
+from .sources import StrPath
+from .sweep import Engine
+
+__all__ = ["ConversionReport", "convert"]
+
+_PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did."""
+
+    source: str
+    target: str
+    n_tensors: int
+    """Tensors written."""
+    source_bytes: int
+    """Bytes of the checkpoint."""
+    target_bytes: int
+    """Bytes of the GGUF file."""
+    optimizer: Literal["adam", "lbfgs"]
+    n_ff: int
+    """Feed-forward length that the tensors have."""
+    seconds: float
+    """Wall time from opening the source to the output's being in place."""
+    dry_run: bool
+    """True where everything was read and checked and nothing was written."""
+    warnings: tuple[str, ...]
+    """What is unusual about the source."""
+
+
+class _Nowhere:
+    """An output that only counts: what a dry run writes to."""
+
+    nbytes = 0
+
+    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
+        self.nbytes += sum(len(piece) for piece in pieces)
+
+
+def convert(
+    source: StrPath | Checkpoint,
+    target: StrPath,
+    *,
+    ff: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    fsync: bool = False,
+    engine: Engine = "auto",
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert a ggcl checkpoint to a GGUF finetune checkpoint.
+
+    The target is complete or absent: it appears under its name in one step when all bytes are written.  An existing
+    target stays as it is until then, and for good if anything fails.
+
+    Parameters
+    ----------
+    source
+        A ggcl file, or a `Checkpoint` that is open.
+    target
+        The GGUF file to write.  A symbolic link is followed, as `cp` does.
+    ff
+        The feed-forward length that the file must have.  Not needed: its tensors tell.
+    force
+        Replace an existing target.
+    dry_run
+        Read and check everything, and write nothing.
+    fsync
+        Make the result survive a power failure before returning; without it that is left to the system.
+    engine
+        What runs the pass over the records: see `sweep.pick_engine`.
+    progress
+        Called now and then with the number of bytes moved since its last call.
+
+    Raises
+    ------
+    CheckpointError
+        The source is not a sound checkpoint, or not one with `ff`, or changed while it was read.
+    FileExistsError
+        There is a target and `force` is false.
+    OSError
+        The source cannot be read or the target cannot be written.
+    """
+    begin = time.perf_counter()
+    if isinstance(source, Checkpoint):
+        return _convert(source, None, target, ff, force, dry_run, fsync, progress, begin)
+    with open_checkpoint(source, engine=engine) as checkpoint:
+        return _convert(checkpoint, source, target, ff, force, dry_run, fsync, progress, begin)
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    source: StrPath | None,
+    target: StrPath,
+    ff: int | None,
+    force: bool,
+    dry_run: bool,
+    fsync: bool,
+    progress: Progress | None,
+    begin: float,
+) -> ConversionReport:
+    n_ff = checkpoint.parameters.n_ff
+    if ff is not None and ff != n_ff and checkpoint.parameters.n_layer:
+        raise CheckpointError(
+            "the feed-forward length asked for is not the file's", source=checkpoint.source.name, field="n_ff",
+            expected=ff, found=n_ff, hint="leave it out: the tensors tell it",
+        )  # fmt: skip
+    path = check_target(source, target, force=force)
+    if dry_run:
+        nowhere = _Nowhere()
+        finetune_gguf.write(checkpoint, nowhere, progress)
+        nbytes = nowhere.nbytes
+    else:
+        with OutputFile(path, fsync=fsync) as output:
+            if checkpoint.source.size >= _PREALLOCATED:
+                output.preallocate(checkpoint.source.size)
+            finetune_gguf.write(checkpoint, output, progress)
+            checkpoint.source.check_unchanged()
+        nbytes = output.nbytes
+    return ConversionReport(
+        source=checkpoint.source.name,
+        target=os.fspath(target),
+        n_tensors=len(checkpoint.names),
+        source_bytes=checkpoint.source.size,
+        target_bytes=nbytes,
+        optimizer=checkpoint.optimizer.name,
+        n_ff=n_ff,
+        seconds=time.perf_counter() - begin,
+        dry_run=dry_run,
+        warnings=checkpoint.warnings,
+    )

@@ -1,0 +1,232 @@
+"""Outputs that appear whole or not at all.
+
+The bytes go to a temporary file beside the target, ``.<name>.<n>.ggcl_fast-part``, which takes the target's place
+in one step at the end.  The writer holds a lock on its temporary file for as long as it lives, so one without a lock
+is the leftover of a process that was killed, and the next run for the same target takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+from .sources import StrPath
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be unlinked anyway
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LONGEST_GATHER", "OutputFile", "check_target"]
+
+LONGEST_GATHER: Final = 1024  # pieces that one os.writev takes on Linux and macOS
+_SUFFIX: Final = ".ggcl_fast-part"
+_FLAGS: Final = (
+    os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)  # fmt: skip
+
+
+def check_target(source: StrPath | None, target: StrPath, *, force: bool) -> str:
+    """Return the path that writing to `target` would create, symbolic links followed as `cp` follows them.
+
+    Raises
+    ------
+    FileExistsError
+        There is such a file and `force` is false, or it is not a regular file.
+    IsADirectoryError
+        It is a folder.
+    shutil.SameFileError
+        It is `source` itself, under whatever name.
+    """
+    path = os.path.realpath(target)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return path
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "The target is a folder", os.fspath(target))
+    if source is not None and os.path.exists(source) and os.path.samefile(source, path):
+        raise shutil.SameFileError(errno.EINVAL, "Source and target are the same file", os.fspath(target))
+    if not stat.S_ISREG(status.st_mode):
+        raise FileExistsError(errno.EEXIST, "The target exists and is not a regular file", os.fspath(target))
+    if not force:
+        raise FileExistsError(errno.EEXIST, "The target exists; use --force (force=True) to replace it", os.fspath(target))
+    return path
+
+
+class OutputFile:
+    """A file that comes into being when its ``with`` block ends well, and leaves nothing behind when it does not.
+
+    Parameters
+    ----------
+    path
+        The target, as `check_target` returned it.
+    fsync
+        Make the file, then its folder, reach the disk before the block ends.
+    """
+
+    def __init__(self, path: str, *, fsync: bool = False) -> None:
+        self.path = path
+        self.nbytes = 0
+        """Bytes written so far."""
+        self._fsync = fsync
+        self._fd = -1
+        self._part = ""
+
+    def __enter__(self) -> OutputFile:
+        try:
+            self._create()
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = self.path  # the user knows nothing of the temporary name
+            self._discard()
+            raise
+        return self
+
+    def _create(self) -> None:
+        folder, name = os.path.split(self.path)
+        short = os.fsdecode(os.fsencode(name)[:200])  # names end at 255 bytes on common file systems
+        for number in itertools.count():
+            self._part = os.path.join(folder, f".{short}.{number}{_SUFFIX}")
+            while True:
+                try:
+                    self._fd = os.open(self._part, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+                except FileExistsError:
+                    if not _remove_abandoned(self._part):
+                        break  # somebody is writing it: take the next number
+                    continue
+                if _lock(self._fd) is not False and _is_linked(self._fd, self._part):
+                    return
+                os.close(self._fd)  # another run took it for a leftover before it was locked
+                self._fd = -1
+
+    def preallocate(self, nbytes: int) -> None:
+        """Reserve `nbytes`, so that a full disk shows before the work and the blocks lie together; where supported."""
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(self._fd, 0, nbytes)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV):
+                    raise
+
+    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
+        total = sum(len(piece) for piece in pieces)
+        self.nbytes += total
+        if hasattr(os, "writev"):
+            written = os.writev(self._fd, pieces)
+            if written == total:
+                return
+        else:
+            written = 0
+        # A short write, rare on disks: one piece after the other from where it stopped.
+        for piece in pieces:
+            if written >= len(piece):
+                written -= len(piece)
+                continue
+            rest = memoryview(piece)[written:]
+            written = 0
+            while rest:
+                n = os.write(self._fd, rest)
+                if n == 0:
+                    raise OSError(errno.EIO, "Nothing could be written", self.path)
+                rest = rest[n:]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        os.ftruncate(self._fd, self.nbytes)
+        if self._fsync:
+            os.fsync(self._fd)
+        if fcntl is None:  # Windows does not rename an open file
+            os.close(self._fd)
+            self._fd = -1
+        else:
+            # Some network file systems report a failed write only at close; the lock must outlive the rename.
+            os.close(os.dup(self._fd))
+            if not _is_linked(self._fd, self._part):
+                raise FileNotFoundError(errno.ENOENT, "The temporary file was removed by somebody else", self._part)
+        os.replace(self._part, self.path)
+        if self._fsync and fcntl is not None:
+            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _discard(self) -> None:
+        """Remove the temporary file if it is still there and ours, and close it."""
+        try:
+            if self._fd < 0:
+                # An interrupt may have come between the file's creation and our knowing of it.
+                if self._part:
+                    _remove_abandoned(self._part)
+            elif fcntl is not None and _is_linked(self._fd, self._part):
+                os.unlink(self._part)
+        finally:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            if fcntl is None and self._part:
+                _remove_abandoned(self._part)
+
+
+def _lock(fd: int) -> bool | None:
+    """Take the lock that marks a temporary file as alive; false where somebody holds it, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def _is_linked(fd: int, path: str) -> bool:
+    """Tell whether `path` is still the open file `fd`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_abandoned(path: str) -> bool:
+    """Remove the temporary file `path` if nobody writes it; false where somebody does, or it is not ours to remove."""
+    if fcntl is None:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.unlink(path)
+            except PermissionError:
+                return False
+        return True
+    try:
+        fd = os.open(path, _FLAGS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        abandoned = _lock(fd) is True
+        if abandoned and _is_linked(fd, path):
+            os.unlink(path)
+        return abandoned
+    except PermissionError:
+        return False
+    finally:
+        os.close(fd)

@@ -1,0 +1,81 @@
+"""Writing the GGUF finetune checkpoint: the conversion that the original script did, byte for byte.
+
+Keys and their order are those of ``training.file_version`` 0.  Names come from gguf's constants wherever it has them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import gguf
+
+from .checkpoint import Adam, Checkpoint
+from .gguf_writer import BulkGGUFWriter
+from .payload import Output, Progress
+
+__all__ = ["write"]
+
+_ARCH: Final = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA]
+_RMS_EPSILON: Final = 1e-5  # the checkpoint does not store it; finetune knew no other
+_RANK_KEYS: Final = (
+    ("token_embd", "tok_embeddings"),
+    ("output_norm", "norm"),
+    ("output", "output"),
+    ("attn_norm", "attention_norm"),
+    ("attn_q", "wq"),
+    ("attn_k", "wk"),
+    ("attn_v", "wv"),
+    ("attn_output", "wo"),
+    ("ffn_norm", "ffn_norm"),
+    ("ffn_gate", "w1"),
+    ("ffn_down", "w2"),
+    ("ffn_up", "w3"),
+)  # last part of the key, field of layout.HEADER
+
+
+def write(checkpoint: Checkpoint, output: Output, progress: Progress | None = None) -> None:
+    """Write `checkpoint` to `output` as a GGUF finetune checkpoint.
+
+    Raises what reading the source and writing the output raise.
+    """
+    writer = BulkGGUFWriter(output, _ARCH)
+    _add_keys(writer, checkpoint)
+    writer.add_tensors(checkpoint.names, checkpoint.table, checkpoint.source)
+    writer.write_all(progress)
+
+
+def _add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+    model, training, optimizer = checkpoint.parameters, checkpoint.training, checkpoint.optimizer
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_layer_norm_rms_eps(_RMS_EPSILON)
+    writer.add_uint32("training.file_version", 0)
+    writer.add_string("training.type", "finetune_lora")
+    writer.add_uint32("training.iteration_count", training.iterations)
+    writer.add_uint32("training.sample_count", training.samples)
+    writer.add_uint32("training.token_count", training.tokens)
+    writer.add_embedding_length(model.n_embd)
+    writer.add_head_count(model.n_head)
+    writer.add_block_count(model.n_layer)
+    writer.add_rope_dimension_count(model.n_rot)
+    writer.add_feed_forward_length(model.n_ff)
+    for key, field in _RANK_KEYS:
+        writer.add_uint32(f"training.lora.rank.{key}", checkpoint.ranks[field])
+
+    writer.add_uint32("optimizer.file_version", 0)
+    writer.add_uint32("optimizer.convergence_past_count", optimizer.past)
+    writer.add_uint64("optimizer.parameter_count", optimizer.n_parameters)
+    writer.add_uint32("optimizer.iteration_count", optimizer.iteration)
+    writer.add_bool("optimizer.just_initialized", optimizer.just_initialized)
+    writer.add_string("optimizer.type", optimizer.name)
+    if isinstance(optimizer, Adam):
+        writer.add_float32("optimizer.adam.best_loss", optimizer.best_loss)
+        writer.add_float32("optimizer.adam.previous_loss", optimizer.previous_loss)
+        writer.add_uint32("optimizer.adam.no_improvement_count", optimizer.no_improvement_count)
+    else:
+        writer.add_uint32("optimizer.lbfgs.approx_hessian_count", optimizer.m)
+        writer.add_float32("optimizer.lbfgs.best_loss", optimizer.best_loss)
+        writer.add_float32("optimizer.lbfgs.line_search_step", optimizer.step)
+        writer.add_int32("optimizer.lbfgs.line_search_j", optimizer.j)
+        writer.add_int32("optimizer.lbfgs.line_search_k", optimizer.k)
+        writer.add_int32("optimizer.lbfgs.line_search_end", optimizer.end)
+        writer.add_uint32("optimizer.lbfgs.no_improvement_count", optimizer.no_improvement_count)

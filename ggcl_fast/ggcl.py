@@ -1,0 +1,316 @@
+"""Reading a ggcl file: bytes in, `Checkpoint` out.
+
+Nothing that the file says is believed before it is compared with what the file has: no count is used to allocate
+before `schema.smallest_size` has shown that it can be true.  The sweep finds where a record is wrong; `_explain`
+reads that record once more, slowly, and says what is wrong, so that every such message is made in one place.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from . import kinds
+from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
+from .errors import CheckpointError, NotACheckpointError, TruncatedError, printable
+from .layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
+from .schema import MODEL_MODULES, LAYER_MODULES, Schema, n_records, schema, smallest_size
+from .sources import Source, SourceFile, StrPath, read_at
+from .sweep import N_FF, Engine, pick_engine, walk
+
+__all__ = ["OPTIMIZER_TENSORS", "open_checkpoint", "read"]
+
+OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
+    "adam": (
+        ("first_moments", ("nx",)),
+        ("second_moments", ("nx",)),
+        ("past_loss_values", ("past",)),
+    ),
+    "lbfgs": (
+        ("current_parameters", ("nx",)),
+        ("previous_parameters", ("nx",)),
+        ("current_gradients", ("nx",)),
+        ("previous_gradients", ("nx",)),
+        ("search_direction", ("nx",)),
+        ("past_loss_values", ("past",)),
+        ("memory_alpha", ("lbfgs_m",)),
+        ("memory_ys", ("lbfgs_m",)),
+        ("memory_s", ("nx", "lbfgs_m")),
+        ("memory_y", ("nx", "lbfgs_m")),
+    ),
+}
+"""Optimizer tensors in file order: the last part of the GGUF name, and the dims (innermost first) as fields of
+`layout.OPTIMIZER`.  past_loss_values is absent where past is 0."""
+
+_END: Final = {"adam": ADAM_END, "lbfgs": LBFGS_END}
+_MODULES: Final = MODEL_MODULES + LAYER_MODULES
+_LARGEST_NAME_SHOWN: Final = 256
+
+
+def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
+    """Open a ggcl checkpoint.
+
+    Reads the header, every tensor record and the optimizer state; tensor data only where it is asked for.
+
+    Parameters
+    ----------
+    path
+        A file on a local disk.
+    engine
+        What runs the pass over the records: see `sweep.pick_engine`.
+
+    Raises
+    ------
+    CheckpointError
+        The file is not a ggcl checkpoint, or not a sound one.
+    OSError
+        It cannot be opened or read.
+
+    Examples
+    --------
+    >>> with open_checkpoint("checkpoint.ggcl") as checkpoint:  # doctest: +SKIP
+    ...     delta = checkpoint.tensors["output.weight.lora_b"] @ checkpoint.tensors["output.weight.lora_a"].T
+    """
+    source = SourceFile(path)
+    try:
+        return read(source, engine)
+    except BaseException:
+        source.close()
+        raise
+
+
+def read(source: Source, engine: Engine = "auto") -> Checkpoint:
+    """Read the checkpoint that `source` holds; raises as `open_checkpoint` does."""
+    header = _header(source)
+    ranks = {m.rank: header[m.rank] for m in _MODULES}
+    dims = {"n_embd": header["n_embd"], "n_vocab": header["n_vocab"]}
+    n_layer = header["n_layer"]
+    lora = schema(n_layer)
+    n_lora = n_records(n_layer)
+    chosen = pick_engine(engine, n_lora)
+
+    # Rows for the optimizer's tensors at the end; how many of them there are shows below.
+    table = np.zeros(n_lora + max(map(len, OPTIMIZER_TENSORS.values())), TENSOR)
+    plan = lora.plan(ranks, dims)
+    index, position, gguf, n_ff = walk(source, plan, lora.name_words, table, position=HEADER.itemsize, engine=chosen)
+    if index < n_lora:
+        _explain(source, index, lora.names[index], plan[index], position, n_ff)
+
+    n_elements = int(table["nbytes"][:n_lora].sum()) // 4
+    fixed = _optimizer_header(source, position, n_elements)
+    name, end = _which_optimizer(source, position, fixed)
+    tensors = OPTIMIZER_TENSORS[name]
+    plan = _optimizer_plan(name, fixed)
+    index, position, _, _ = walk(
+        source, plan, lora.name_words, table[n_lora:], position=position + OPTIMIZER.itemsize, gguf=gguf, engine=chosen
+    )
+    optimizer_names = [f"optimizer.{name}.{tensor}" for tensor, _ in tensors]
+    if index < len(tensors):
+        _explain(source, n_lora + index, optimizer_names[index], plan[index], position, 0)
+    if position != end:
+        _raise_end(source, position, end)
+
+    present = [n_lora + i for i in range(len(tensors)) if plan[i, 0]]
+    names = lora.names + tuple(optimizer_names[row - n_lora] for row in present)
+    renamed = np.flatnonzero(table["renamed"][:n_lora])
+    warnings = (_renamed_warning(source, lora, table, renamed),) if len(renamed) else ()
+    return Checkpoint(
+        source,
+        ModelParameters(**{name: header[name] for name in _PARAMETERS}, n_ff=n_ff or _written_n_ff(header)),
+        ranks,
+        Training(header["train_its"], header["train_samples"], header["train_tokens"]),
+        _optimizer(source, name, fixed, end),
+        names,
+        np.concatenate((table[:n_lora], table[present])) if len(present) < len(tensors) else table[: len(names)],
+        warnings,
+    )
+
+
+_PARAMETERS: Final = ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot")
+
+
+def _fields(source: Source, dtype: np.dtype[np.void], offset: int, what: str) -> dict[str, int | float]:
+    """Decode one fixed record; `TruncatedError` where the file ends before it does."""
+    data = read_at(source, offset, dtype.itemsize)
+    if len(data) < dtype.itemsize:
+        raise TruncatedError(
+            source=source.name, field=what, offset=offset, expected=f"{dtype.itemsize} bytes", found=f"{len(data)}"
+        )
+    return dict(zip(dtype.names or (), np.frombuffer(data, dtype, 1)[0].item()))
+
+
+def _header(source: Source) -> dict[str, int]:
+    """Read the fixed header and hold its numbers against each other and against the size of the file."""
+    start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
+    kind = kinds.recognise(start)
+    if kind is not kinds.GGCL:
+        found = f"{bytes(start[:4])!r}" if start else "an empty file"
+        if kind is not None:
+            found += f", {kind.name}"
+        raise NotACheckpointError(
+            source=source.name, field="magic", offset=0, expected=f"{kinds.GGCL.signature!r}", found=found,
+            hint=kind.hint if kind is not None else None,
+        )  # fmt: skip
+    header = {field: int(value) for field, value in _fields(source, HEADER, 0, "header").items()}
+
+    def check(field: str, wrong: bool, expected: str) -> None:
+        if wrong:
+            at = HEADER.fields[field][1] if HEADER.fields is not None else None
+            raise CheckpointError(source=source.name, field=field, offset=at, expected=expected, found=header[field])
+
+    check("version", header["version"] != GGCL_VERSION, f"{GGCL_VERSION}, the only one ever written")
+    for field in ("n_vocab", "n_embd", *(m.rank for m in _MODULES)):
+        check(field, header[field] == 0, "at least 1")
+
+    needed = HEADER.itemsize + smallest_size(header["n_layer"], {m.rank: header[m.rank] for m in _MODULES}, header)
+    if needed > source.size:
+        raise TruncatedError(
+            "the header announces more than the file holds", source=source.name, field="header", offset=0,
+            expected=f"at least {needed} bytes", found=source.size,
+        )  # fmt: skip
+    return header
+
+
+def _written_n_ff(header: dict[str, int]) -> int:
+    """Return the feed-forward length that the writer computed: all there is to go by in a file without layers."""
+    n_mult = header["n_mult"] or 1
+    return -(-(2 * (4 * header["n_embd"]) // 3) // n_mult) * n_mult
+
+
+def _optimizer_header(source: Source, position: int, n_elements: int) -> dict[str, int]:
+    """Read the fixed part of the optimizer state."""
+    fixed = {field: int(value) for field, value in _fields(source, OPTIMIZER, position, "optimizer header").items()}
+
+    def check(field: str, wrong: bool, expected: str) -> None:
+        if wrong:
+            at = position + (OPTIMIZER.fields[field][1] if OPTIMIZER.fields is not None else 0)
+            raise CheckpointError(
+                source=source.name, field=f"optimizer {field}", offset=at, expected=expected, found=fixed[field]
+            )
+
+    check("version", fixed["version"] != OPTIMIZER_VERSION, str(OPTIMIZER_VERSION))
+    for field in ("past", "lbfgs_m", "iter"):
+        check(field, fixed[field] < 0, "at least 0")
+    check("nx", fixed["nx"] != n_elements, f"{n_elements}, the number of LoRA elements")
+    return fixed
+
+
+def _optimizer_plan(name: str, fixed: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Return the plan of the optimizer's records for `sweep.sweep`; an absent one has n_dims 0."""
+    plan = np.zeros((len(OPTIMIZER_TENSORS[name]), 5), np.int64)
+    plan[:, 2] = 1
+    for row, (_, dims) in enumerate(OPTIMIZER_TENSORS[name]):
+        ne = [fixed[dim] for dim in dims]
+        if ne[0]:
+            plan[row, 0] = len(ne)
+            plan[row, 1 : 1 + len(ne)] = ne
+    return plan
+
+
+def _end_of(name: str, position: int, fixed: dict[str, int]) -> int:
+    """Return the byte offset at which the closing record of optimizer `name` would stand, in Python integers."""
+    position += OPTIMIZER.itemsize
+    for _, dims in OPTIMIZER_TENSORS[name]:
+        ne = [fixed[dim] for dim in dims]
+        present = ne[0] > 0
+        head = RECORD.itemsize + (4 * len(ne) if present else 0)
+        position = -(-(position + head) // ALIGNMENT) * ALIGNMENT
+        if present:
+            n_elements = ne[0] * (ne[1] if len(ne) > 1 else 1)
+            position += 4 * n_elements
+    return position
+
+
+def _which_optimizer(source: Source, position: int, fixed: dict[str, int]) -> tuple[str, int]:
+    """Tell the optimizer, and where its closing record stands, from where each candidate would end.
+
+    The file does not name its optimizer, but it ends exactly behind the closing record, and the sizes of all records
+    follow from `fixed`.  L-BFGS state is always longer than Adam's of the same numbers, so at most one fits.
+    """
+    starts = {name: _end_of(name, position, fixed) for name in _END}
+    ends = {name: start + _END[name].itemsize for name, start in starts.items()}
+    for name, end in ends.items():
+        if end == source.size and (name == "adam" or fixed["lbfgs_m"] > 0):
+            return name, starts[name]
+    kind = TruncatedError if source.size < ends["adam"] else CheckpointError
+    raise kind(
+        "the file's end fits no optimizer", source=source.name, field="optimizer state", offset=position,
+        expected=f"a file of {ends['adam']} bytes (Adam) or {ends['lbfgs']} bytes (L-BFGS)", found=source.size,
+    )  # fmt: skip
+
+
+def _raise_end(source: Source, position: int, end: int) -> NoReturn:
+    raise CheckpointError(
+        "optimizer records with names", source=source.name, field="optimizer state", offset=position,
+        expected=f"closing record at {end}", found=position,
+    )  # fmt: skip
+
+
+def _optimizer(source: Source, name: str, fixed: dict[str, int], position: int) -> Optimizer:
+    """Read the closing record."""
+    end = _fields(source, _END[name], position, f"{name} state")
+    stalled = int(end["n_no_improvement"])
+    if stalled < 0:
+        at = position + _END[name].itemsize - 4
+        raise CheckpointError(
+            source=source.name, field=f"{name} n_no_improvement", offset=at, expected="at least 0", found=stalled
+        )
+    common = (fixed["past"], fixed["nx"], fixed["iter"], fixed["just_initialized"] != 0)
+    if name == "adam":
+        return Adam(*common, float(end["fx_best"]), float(end["fx_prev"]), stalled)
+    return Lbfgs(
+        *common, fixed["lbfgs_m"], float(end["fx_best"]), float(end["step"]),
+        int(end["j"]), int(end["k"]), int(end["end"]), stalled,
+    )  # fmt: skip
+
+
+def _explain(
+    source: Source, index: int, name: str, expected: npt.NDArray[np.int64], position: int, n_ff: int
+) -> NoReturn:
+    """Decode the record at `position`, where the sweep stopped, and raise what is wrong with it."""
+
+    def fault(kind: type[CheckpointError], field: str, offset: int, expected: object, found: object) -> NoReturn:
+        raise kind(
+            source=source.name, tensor=name, index=index, field=field, offset=offset, expected=expected, found=found
+        )
+
+    data = read_at(source, position, RECORD.itemsize)
+    if len(data) < RECORD.itemsize:
+        fault(TruncatedError, "record", position, f"{RECORD.itemsize} bytes", len(data))
+    n_dims, name_len, dtype = (int(word) for word in np.frombuffer(data, "<u4"))
+    planned_dims, ne0, ne1 = (int(number) for number in expected[:3])
+    if n_dims != planned_dims:
+        fault(CheckpointError, "n_dims", position, planned_dims, n_dims)
+    if dtype != 0:
+        fault(CheckpointError, "dtype", position + 8, "0 (float32)", dtype)
+    at = position + RECORD.itemsize
+    data = read_at(source, at, 4 * n_dims)
+    if len(data) < 4 * n_dims:
+        fault(TruncatedError, "dims", at, f"{4 * n_dims} bytes", len(data))
+    dims = tuple(int(word) for word in np.frombuffer(data, "<u4"))
+    planned = (ne0, (n_ff or "n_ff") if ne1 == N_FF else ne1)[:n_dims]
+    if dims != planned and not (planned[-1:] == ("n_ff",) and dims[0] == ne0 and dims[1] > 0):
+        fault(CheckpointError, "dims", at, "({})".format(", ".join(map(str, planned))), dims)
+    at += 4 * n_dims
+    if name_len > source.size - at:
+        fault(TruncatedError, "name", at, f"{name_len} bytes", f"{source.size - at}")
+    at = -(-(at + name_len) // ALIGNMENT) * ALIGNMENT
+    nbytes = 4 * int(np.prod(np.array(dims, object))) if dims else 0
+    fault(TruncatedError, "data", at, f"{nbytes} bytes", f"{max(0, source.size - at)}")
+
+
+def _renamed_warning(
+    source: Source, lora: Schema, table: npt.NDArray[np.void], renamed: npt.NDArray[np.intp]
+) -> str:
+    """Tell of tensors whose names are not those that finetune wrote; they are taken by position all the same."""
+    first = int(renamed[0])
+    record = int(table["record"][first])
+    name_len = int(np.frombuffer(read_at(source, record, RECORD.itemsize), RECORD)[0]["name_len"])
+    found = bytes(read_at(source, record + RECORD.itemsize + 8, min(name_len, _LARGEST_NAME_SHOWN)))
+    return (
+        f"{len(renamed)} of {len(lora.names)} tensors have unexpected names and were taken by their position; the first "
+        f"is tensor {first}, at offset {record} ({record:#x}): expected '{lora.source_names[first]}', "
+        f"found '{printable(found)}'"
+    )

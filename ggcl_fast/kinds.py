@@ -1,0 +1,56 @@
+"""What a file is, by its first bytes.
+
+Tells ggcl checkpoints from the files that people hand in instead, and says what serves those.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+__all__ = ["GGCL", "LONGEST_SIGNATURE", "Kind", "recognise"]
+
+
+class Kind(NamedTuple):
+    """A kind of file."""
+
+    signature: bytes
+    """How it starts."""
+    name: str
+    """What to call it."""
+    hint: str | None = None
+    """What serves it."""
+
+
+GGCL: Final = Kind(b"lcgg", "a finetune checkpoint (ggcl)")
+
+_OLD_MODEL: Final = "convert the original model anew with llama.cpp's convert_hf_to_gguf.py"
+_KINDS: Final = (
+    GGCL,
+    Kind(b"ggcl", "a byte-swapped checkpoint (ggcl)", "it was written on a big-endian machine; convert it there"),
+    Kind(b"GGUF", "a GGUF file", "a finetune checkpoint in GGUF form needs no conversion; gguf-dump shows what it is"),
+    Kind(b"algg", "a finetune adapter (ggla)", "convert the checkpoint that finetune wrote beside it"),
+    Kind(
+        b"pcgg",
+        "a train-text-from-scratch checkpoint (ggcp)",
+        "convert-train-checkpoint-to-gguf.py of llama.cpp's tag b1300 and its time reads it",
+    ),
+    Kind(b"lmgg", "an old model (ggml)", _OLD_MODEL),
+    Kind(b"fmgg", "an old model (ggmf)", _OLD_MODEL),
+    Kind(b"tjgg", "an old model (ggjt)", _OLD_MODEL),
+    Kind(b"PK\x03\x04", "a zip archive, such as PyTorch's", "load it with torch.load"),
+)
+_SAFETENSORS: Final = Kind(b"", "a safetensors file", "load it with the safetensors library")
+
+LONGEST_SIGNATURE: Final = 9
+"""Bytes of a file that `recognise` asks for."""
+
+
+def recognise(start: bytes) -> Kind | None:
+    """Return what a file that begins with `start` is, None where it is nothing known."""
+    for kind in _KINDS:
+        if start.startswith(kind.signature):
+            return kind
+    # safetensors: u64 length of a JSON object, which follows
+    if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= 100_000_000:
+        return _SAFETENSORS
+    return None

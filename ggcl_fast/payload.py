@@ -1,0 +1,141 @@
+"""Moving tensor bytes from a source to an output, as fast as the system copies.
+
+The tensors are cut into blocks: stretches of the source of at most 1 MiB, which still fits in the processor's cache
+when it is written.  Each block is read in one go, the records between its tensors included, and its tensors leave it
+as slices, handed to the system together.  For a source on disk one thread reads ahead while the caller's writes: the
+kernel's two copies, which are all that this costs, overlap.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from .files import LONGEST_GATHER
+from .layout import ALIGNMENT
+from .sources import Source
+
+__all__ = ["BLOCK", "Output", "Progress", "copy_tensors"]
+
+BLOCK: Final = 1 << 20
+"""Bytes of a block; more falls out of cache, less costs calls."""
+_AHEAD: Final = 4  # blocks in flight
+_WIDEST_GAP: Final = 1 << 16  # bytes between two tensors that are read along rather than skipped
+_ZEROS: Final = bytes(ALIGNMENT)
+
+Progress = Callable[[int], object]
+"""Called with the number of bytes moved since the last call."""
+
+
+class Output(Protocol):
+    """Something that takes bytes in order."""
+
+    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
+        """Append `pieces`, at most `files.LONGEST_GATHER` of them."""
+
+
+class _Block(NamedTuple):
+    start: int
+    stop: int
+    cuts: list[tuple[int, int, int]]  # of each piece: start and stop within the block, padding after it
+
+
+def copy_tensors(
+    source: Source,
+    offsets: Sequence[int],
+    sizes: Sequence[int],
+    output: Output,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Append tensors to `output`, each padded with zeros to `layout.ALIGNMENT`.
+
+    Parameters
+    ----------
+    source
+        What to read.  Its size is trusted only as far as `Source.read_into` finds the bytes.
+    offsets, sizes
+        Where each tensor is in `source` and how long, in bytes, in the order of the output.
+    output
+        Where the bytes go.
+    progress
+        Called after each block.
+    """
+    blocks = _blocks(offsets, sizes)
+    if source.memory is not None:
+        for block in blocks:
+            _write(block, source.memory[block.start : block.stop], output, progress)
+        return
+    for block, view, release in _read_ahead(source, blocks):
+        _write(block, view, output, progress)
+        release()
+
+
+def _blocks(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[_Block]:
+    """Cut the tensors into blocks, in order."""
+    start = stop = 0
+    cuts: list[tuple[int, int, int]] = []
+    for offset, left in zip(offsets, sizes):
+        padding = -left % ALIGNMENT
+        while left:
+            room = start + BLOCK - offset
+            fits = stop <= offset <= stop + _WIDEST_GAP and room >= min(left, ALIGNMENT)
+            if cuts and not (fits and 2 * len(cuts) < LONGEST_GATHER - 2):
+                yield _Block(start, stop, cuts)
+                cuts = []
+            if not cuts:
+                start, room = offset, BLOCK
+            take = min(left, room)
+            left -= take
+            stop = offset + take
+            cuts.append((offset - start, stop - start, 0 if left else padding))
+            offset = stop
+    if cuts:
+        yield _Block(start, stop, cuts)
+
+
+def _write(block: _Block, view: memoryview, output: Output, progress: Progress | None) -> None:
+    pieces: list[bytes | memoryview] = []
+    for start, stop, padding in block.cuts:
+        pieces.append(view[start:stop])
+        if padding:
+            pieces.append(_ZEROS[:padding])
+    output.writev(pieces)
+    if progress is not None:
+        progress(block.stop - block.start)
+
+
+def _read_ahead(
+    source: Source, blocks: Iterator[_Block]
+) -> Iterator[tuple[_Block, memoryview, Callable[[], object]]]:
+    """Yield each block with its bytes, read by a thread of its own, and a function that gives the bytes back."""
+    free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+    full: queue.SimpleQueue[tuple[_Block, memoryview] | BaseException | None] = queue.SimpleQueue()
+    for _ in range(_AHEAD):
+        free.put(memoryview(bytearray(BLOCK)))
+
+    def read() -> None:
+        try:
+            for block in blocks:
+                buffer = free.get()
+                if buffer is None:
+                    return
+                source.read_into(block.start, buffer[: block.stop - block.start])
+                full.put((block, buffer))
+            full.put(None)
+        except BaseException as error:  # raised again in the thread that waits
+            full.put(error)
+
+    reader = threading.Thread(target=read, name="ggcl_fast-reader", daemon=True)
+    reader.start()
+    try:
+        while (item := full.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            block, buffer = item
+            yield block, buffer, lambda buffer=buffer: free.put(buffer)  # type: ignore[misc]
+    finally:
+        free.put(None)
+        reader.join()

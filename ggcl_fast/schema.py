@@ -1,0 +1,140 @@
+"""The LoRA tensors of a checkpoint in file order: both names, ranks and dims, as arrays.
+
+A model has three modules of its own and nine per layer.  Each carries two tensors, A with ne = (rank, n_in) and
+B with ne = (rank, n_out).  Names on the GGUF side are gguf's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from .sweep import N_FF
+
+__all__ = ["LAYER_MODULES", "MODEL_MODULES", "Module", "Schema", "n_records", "schema", "smallest_size"]
+
+
+class Module(NamedTuple):
+    """One adapted weight of the model."""
+
+    weight: str
+    """Name in the ggcl file, without prefix and suffix."""
+    tensor: gguf.MODEL_TENSOR
+    """The same weight in gguf's terms."""
+    rank: str
+    """Field of `layout.HEADER` with its LoRA rank."""
+    n_in: str
+    """What its input dim is: a key of the dims given to `Schema.plan`."""
+    n_out: str
+    """What its output dim is."""
+
+    @property
+    def base_name(self) -> str:
+        """Name of the weight in a GGUF file, ``blk.{bid}.`` included, without ``.weight``."""
+        return gguf.TENSOR_NAMES[self.tensor]
+
+
+_T = gguf.MODEL_TENSOR
+MODEL_MODULES: Final = (
+    Module("tok_embeddings", _T.TOKEN_EMBD, "tok_embeddings", "n_embd", "n_vocab"),
+    Module("norm", _T.OUTPUT_NORM, "norm", "n_embd", "one"),
+    Module("output", _T.OUTPUT, "output", "n_embd", "n_vocab"),
+)
+LAYER_MODULES: Final = (
+    Module("attention_norm", _T.ATTN_NORM, "attention_norm", "n_embd", "one"),
+    Module("attention.wq", _T.ATTN_Q, "wq", "n_embd", "n_embd"),
+    Module("attention.wk", _T.ATTN_K, "wk", "n_embd", "n_embd"),
+    Module("attention.wv", _T.ATTN_V, "wv", "n_embd", "n_embd"),
+    Module("attention.wo", _T.ATTN_OUT, "wo", "n_embd", "n_embd"),
+    Module("ffn_norm", _T.FFN_NORM, "ffn_norm", "n_embd", "one"),
+    Module("feed_forward.w1", _T.FFN_GATE, "w1", "n_embd", "n_ff"),
+    Module("feed_forward.w2", _T.FFN_DOWN, "w2", "n_ff", "n_embd"),
+    Module("feed_forward.w3", _T.FFN_UP, "w3", "n_embd", "n_ff"),
+)
+
+_DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff")
+_LARGEST_KEPT: Final = 1024  # layers; a schema is kept for the next file of that shape up to here
+
+
+def n_records(n_layer: int) -> int:
+    """Return the number of LoRA tensor records of a checkpoint with `n_layer` layers."""
+    return 2 * (len(MODEL_MODULES) + n_layer * len(LAYER_MODULES))
+
+
+def smallest_size(n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> int:
+    """Return the bytes that the LoRA tensors take at the very least, whatever their names and n_ff are.
+
+    Exact in Python integers, and computed without allocating anything by the numbers given, which no one has
+    checked yet.  `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab.
+    """
+    known = {**dims, "one": 1, "n_ff": 1}
+
+    def bytes_of(modules: tuple[Module, ...]) -> int:
+        return sum(2 * 20 + 4 * ranks[m.rank] * (known[m.n_in] + known[m.n_out]) for m in modules)
+
+    return bytes_of(MODEL_MODULES) + n_layer * bytes_of(LAYER_MODULES)
+
+
+@dataclass(frozen=True, eq=False)
+class Schema:
+    """The records of a checkpoint with a given number of layers, one array entry a record."""
+
+    names: tuple[str, ...]
+    """GGUF names, such as ``blk.0.attn_q.weight.lora_a``."""
+    source_names: tuple[str, ...]
+    """Names in the ggcl file, such as ``layers.0.attention.wq.weight.loraA``."""
+    name_words: npt.NDArray[np.uint32]
+    """The source names as `sweep.sweep` compares them: zero-padded to whole words."""
+    _fixed: npt.NDArray[np.int64]
+    _rank: npt.NDArray[np.intp]
+    _dim: npt.NDArray[np.intp]
+
+    def plan(self, ranks: dict[str, int], dims: dict[str, int]) -> npt.NDArray[np.int64]:
+        """Return the plan that `sweep.sweep` checks a file against, (n, 5) int64.
+
+        `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab; n_ff is left to the file.
+        """
+        plan = self._fixed.copy()
+        plan[:, 1] = np.array([ranks[m.rank] for m in _ALL], np.int64)[self._rank]
+        values = {**dims, "one": 1, "n_ff": N_FF}
+        plan[:, 2] = np.array([values[dim] for dim in _DIMS], np.int64)[self._dim]
+        return plan
+
+
+_ALL: Final = MODEL_MODULES + LAYER_MODULES
+
+
+def schema(n_layer: int) -> Schema:
+    """Return the `Schema` for `n_layer` layers.  Check against `smallest_size` before asking for a large one."""
+    return _kept_schema(n_layer) if n_layer <= _LARGEST_KEPT else _build(n_layer)
+
+
+def _build(n_layer: int) -> Schema:
+    prefixes = [("", "", m) for m in MODEL_MODULES]
+    prefixes += [(f"layers.{i}.", str(i), m) for i in range(n_layer) for m in LAYER_MODULES]
+    source_names = [f"{prefix}{m.weight}.weight.lora{end}" for prefix, _, m in prefixes for end in "AB"]
+    names = [f"{m.base_name.format(bid=i)}.weight.lora_{end}" for _, i, m in prefixes for end in "ab"]
+
+    encoded = [name.encode() for name in source_names]
+    lengths = np.array([len(name) for name in encoded], np.int64)
+    n_words = lengths // 4 + 1  # a name of whole words gets one of zeros: the last, partial word always exists
+    padded = b"".join(name.ljust(4 * int(n), b"\0") for name, n in zip(encoded, n_words))
+    name_words = np.frombuffer(padded, "<u4").astype(np.uint32)
+    name_words.flags.writeable = False
+
+    fixed = np.zeros((len(names), 5), np.int64)
+    fixed[:, 0] = 2
+    fixed[:, 3] = np.cumsum(n_words) - n_words
+    fixed[:, 4] = lengths
+    modules = list(range(len(MODEL_MODULES))) + list(range(len(MODEL_MODULES), len(_ALL))) * n_layer
+    module = np.array(modules, np.intp)
+    in_out = np.array([[_DIMS.index(m.n_in), _DIMS.index(m.n_out)] for m in _ALL], np.intp)
+    return Schema(tuple(names), tuple(source_names), name_words, fixed, np.repeat(module, 2), in_out[module].ravel())
+
+
+_kept_schema = functools.lru_cache(maxsize=16)(_build)
