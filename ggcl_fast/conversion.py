@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from . import finetune_gguf
@@ -38,7 +38,7 @@ class ConversionReport:
     n_ff: int
     """Feed-forward length that the tensors have."""
     seconds: float
-    """Wall time from opening the source to the output's being in place."""
+    """Wall time of the call."""
     dry_run: bool
     """True where everything was read and checked and nothing was written."""
     warnings: tuple[str, ...]
@@ -99,30 +99,18 @@ def convert(
         The source cannot be read or the target cannot be written.
     """
     begin = time.perf_counter()
-    if isinstance(source, Checkpoint):
-        return _convert(source, None, target, ff, force, dry_run, fsync, progress, begin)
-    with open_checkpoint(source, engine=engine) as checkpoint:
-        return _convert(checkpoint, source, target, ff, force, dry_run, fsync, progress, begin)
-
-
-def _convert(
-    checkpoint: Checkpoint,
-    source: StrPath | None,
-    target: StrPath,
-    ff: int | None,
-    force: bool,
-    dry_run: bool,
-    fsync: bool,
-    progress: Progress | None,
-    begin: float,
-) -> ConversionReport:
+    if not isinstance(source, Checkpoint):
+        with open_checkpoint(source, engine=engine) as checkpoint:
+            report = convert(checkpoint, target, ff=ff, force=force, dry_run=dry_run, fsync=fsync, progress=progress)
+        return replace(report, seconds=time.perf_counter() - begin)
+    checkpoint = source
     n_ff = checkpoint.parameters.n_ff
     if ff is not None and ff != n_ff and checkpoint.parameters.n_layer:
         raise CheckpointError(
             "the feed-forward length asked for is not the file's", source=checkpoint.source.name, field="n_ff",
             expected=ff, found=n_ff, hint="leave it out: the tensors tell it",
         )  # fmt: skip
-    path = check_target(source, target, force=force)
+    path = check_target(checkpoint.source, target, force=force)
     if dry_run:
         nowhere = _Nowhere()
         finetune_gguf.write(checkpoint, nowhere, progress)

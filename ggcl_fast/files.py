@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
-from .sources import StrPath
+from .sources import Source, StrPath
 
 try:
     import fcntl
@@ -33,11 +33,13 @@ _FLAGS: Final = (
 )  # fmt: skip
 
 
-def check_target(source: StrPath | None, target: StrPath, *, force: bool) -> str:
+def check_target(source: Source, target: StrPath, *, force: bool) -> str:
     """Return the path that writing to `target` would create, symbolic links followed as `cp` follows them.
 
     Raises
     ------
+    FileNotFoundError, NotADirectoryError
+        There is no folder to write it into.
     FileExistsError
         There is such a file and `force` is false, or it is not a regular file.
     IsADirectoryError
@@ -49,15 +51,21 @@ def check_target(source: StrPath | None, target: StrPath, *, force: bool) -> str
     try:
         status = os.stat(path)
     except FileNotFoundError:
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder):
+            missing = errno.ENOTDIR if os.path.exists(folder) else errno.ENOENT
+            raise OSError(missing, "The target's folder is not there", os.fspath(target)) from None
         return path
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "The target is a folder", os.fspath(target))
-    if source is not None and os.path.exists(source) and os.path.samefile(source, path):
+    if source.is_file(status):
         raise shutil.SameFileError(errno.EINVAL, "Source and target are the same file", os.fspath(target))
     if not stat.S_ISREG(status.st_mode):
         raise FileExistsError(errno.EEXIST, "The target exists and is not a regular file", os.fspath(target))
     if not force:
-        raise FileExistsError(errno.EEXIST, "The target exists; use --force (force=True) to replace it", os.fspath(target))
+        raise FileExistsError(
+            errno.EEXIST, "The target exists; use --force (force=True) to replace it", os.fspath(target)
+        )
     return path
 
 
@@ -186,7 +194,7 @@ class OutputFile:
 
 
 def _lock(fd: int) -> bool | None:
-    """Take the lock that marks a temporary file as alive; false where somebody holds it, None where there are no locks."""
+    """Take the lock that marks a temporary file as alive; false: somebody holds it, None: there are no locks here."""
     if fcntl is None:
         return None
     try:

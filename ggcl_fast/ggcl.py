@@ -16,7 +16,7 @@ from . import kinds
 from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
 from .errors import CheckpointError, NotACheckpointError, TruncatedError, printable
 from .layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
-from .schema import MODEL_MODULES, LAYER_MODULES, Schema, n_records, schema, smallest_size
+from .schema import LAYER_MODULES, MODEL_MODULES, Schema, n_records, schema, smallest_size
 from .sources import Source, SourceFile, StrPath, read_at
 from .sweep import N_FF, Engine, pick_engine, walk
 
@@ -301,16 +301,14 @@ def _explain(
     fault(TruncatedError, "data", at, f"{nbytes} bytes", f"{max(0, source.size - at)}")
 
 
-def _renamed_warning(
-    source: Source, lora: Schema, table: npt.NDArray[np.void], renamed: npt.NDArray[np.intp]
-) -> str:
+def _renamed_warning(source: Source, lora: Schema, table: npt.NDArray[np.void], renamed: npt.NDArray[np.intp]) -> str:
     """Tell of tensors whose names are not those that finetune wrote; they are taken by position all the same."""
     first = int(renamed[0])
     record = int(table["record"][first])
     name_len = int(np.frombuffer(read_at(source, record, RECORD.itemsize), RECORD)[0]["name_len"])
     found = bytes(read_at(source, record + RECORD.itemsize + 8, min(name_len, _LARGEST_NAME_SHOWN)))
     return (
-        f"{len(renamed)} of {len(lora.names)} tensors have unexpected names and were taken by their position; the first "
-        f"is tensor {first}, at offset {record} ({record:#x}): expected '{lora.source_names[first]}', "
+        f"{len(renamed)} of {len(lora.names)} tensors have unexpected names and were taken by their position; "
+        f"the first is tensor {first}, at offset {record} ({record:#x}): expected '{lora.source_names[first]}', "
         f"found '{printable(found)}'"
     )

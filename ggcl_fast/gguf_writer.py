@@ -66,7 +66,7 @@ class BulkGGUFWriter(gguf.GGUFWriter):
             raise ValueError("Duplicated tensor name")
         self._names, self._table, self._source = names, table, source
 
-    def open_output_file(self, path: os.PathLike[str] | None = None) -> None:
+    def open_output_file(self, path: os.PathLike[str] | None = None) -> None:  # noqa: ARG002
         """Collect what the parent writes in memory; keys and infos are small."""
         self.fout = [cast(io.BufferedWriter, io.BytesIO())]
         self.state = gguf.WriterState.EMPTY

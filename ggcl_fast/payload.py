@@ -107,9 +107,7 @@ def _write(block: _Block, view: memoryview, output: Output, progress: Progress |
         progress(block.stop - block.start)
 
 
-def _read_ahead(
-    source: Source, blocks: Iterator[_Block]
-) -> Iterator[tuple[_Block, memoryview, Callable[[], object]]]:
+def _read_ahead(source: Source, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, memoryview, Callable[[], object]]]:
     """Yield each block with its bytes, read by a thread of its own, and a function that gives the bytes back."""
     free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
     full: queue.SimpleQueue[tuple[_Block, memoryview] | BaseException | None] = queue.SimpleQueue()

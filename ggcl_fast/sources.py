@@ -11,14 +11,14 @@ import errno
 import mmap
 import os
 import stat
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import numpy as np
 
 from .errors import SourceChangedError
 from .sweep import WINDOW
 
-__all__ = ["SMALL", "Buffer", "SourceBuffer", "SourceFile", "Source", "StrPath"]
+__all__ = ["SMALL", "Buffer", "Source", "SourceBuffer", "SourceFile", "StrPath"]
 
 StrPath = str | os.PathLike[str]
 Buffer = bytes | bytearray | memoryview | mmap.mmap | np.ndarray
@@ -47,6 +47,9 @@ class Source(Protocol):
     def check_unchanged(self) -> None:
         """Raise `SourceChangedError` if the source is known to have changed since it was opened."""
 
+    def is_file(self, status: os.stat_result) -> bool:
+        """Tell whether the source is the file with this status, under whatever name."""
+
     def close(self) -> None:
         """Let go of the source; views given out stay valid."""
 
@@ -65,7 +68,7 @@ class SourceBuffer:
     """Bytes in memory, shared and not copied.  Raises `TypeError` for what has no contiguous buffer."""
 
     def __init__(self, buffer: Buffer, name: str = "<buffer>") -> None:
-        view = memoryview(buffer)
+        view = memoryview(cast(bytes, buffer))
         if not view.c_contiguous:
             raise TypeError("expected a C-contiguous buffer")
         self.name = name
@@ -95,6 +98,10 @@ class SourceBuffer:
     def check_unchanged(self) -> None:
         """Do nothing: what happens to the caller's memory is the caller's business."""
 
+    def is_file(self, status: os.stat_result) -> bool:  # noqa: ARG002
+        """Return false."""
+        return False
+
     def close(self) -> None:
         """Let go of the memory."""
         self.memory = None
@@ -110,7 +117,7 @@ class SourceFile:
         self.name = os.fspath(path)
         # O_NONBLOCK: opening a pipe must not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        self._file = open(path, "rb", buffering=0, opener=lambda p, _: os.open(p, flags))
+        self._file = open(path, "rb", buffering=0, opener=lambda p, _: os.open(p, flags))  # noqa: SIM115
         try:
             self._status = os.fstat(self._file.fileno())
             if not stat.S_ISREG(self._status.st_mode):
@@ -162,6 +169,10 @@ class SourceFile:
             raise self._changed(f"it had {self.size} bytes, and now has {now.st_size}")
         if now.st_mtime_ns != self._status.st_mtime_ns:
             raise self._changed("it was written to")
+
+    def is_file(self, status: os.stat_result) -> bool:
+        """Compare device and inode."""
+        return os.path.samestat(self._status, status)
 
     def close(self) -> None:
         """Close the file.  A map lives on until the last view of it is gone."""

@@ -39,7 +39,16 @@ N_FF: Final = -1  # in a plan: a dim that the file decides; the first one found 
 
 
 def sweep(
-    words: Any, start: int, size: int, plan: Any, names: Any, table: Any, index: int, position: int, gguf: int, n_ff: int
+    words: Any,
+    start: int,
+    size: int,
+    plan: Any,
+    names: Any,
+    table: Any,
+    index: int,
+    position: int,
+    gguf: int,
+    n_ff: int,
 ) -> tuple[int, int, int, int, int]:
     """Walk tensor records, check them against `plan`, fill `table`.
 
@@ -162,7 +171,7 @@ def walk(
     there is none), and position, gguf and n_ff as `sweep` does.
     """
     kernel, rows, view = (compiled(), plan, _array) if engine == "numba" else (sweep, plan.tolist(), _words)
-    expected_names = names if engine == "numba" else memoryview(names)
+    expected_names = names if engine == "numba" else names.data
     status, index, n_ff = MORE, 0, 0
     while status == MORE:
         start, window = source.window(position)
@@ -182,7 +191,7 @@ def _array(window: memoryview) -> npt.NDArray[np.uint32]:
 
 def _words(window: memoryview) -> memoryview:
     # Indexing a memoryview gives Python integers, which the interpreter handles several times faster than numpy's.
-    return memoryview(_array(window))
+    return _array(window).data
 
 
 _interpreted = 0  # records swept without numba in this process
@@ -216,10 +225,11 @@ def compiled() -> Any:
     """Return `sweep` compiled by numba: without the GIL, for one signature, cached on disk where that is possible."""
     import numba
 
-    i8 = numba.int64
-    words = numba.types.Array(numba.uint32, 1, "C", readonly=True)
+    types: Any = numba.types
+    i8 = types.int64
+    words = types.Array(types.uint32, 1, "C", readonly=True)
     table = numba.from_dtype(layout.TENSOR)[::1]
-    signature = numba.types.UniTuple(i8, 5)(words, i8, i8, i8[:, ::1], words, table, i8, i8, i8, i8)
+    signature = types.UniTuple(i8, 5)(words, i8, i8, i8[:, ::1], words, table, i8, i8, i8, i8)
     try:
         return numba.njit(signature, nogil=True, cache=True)(sweep)
     except RuntimeError:  # no folder to keep the cache in

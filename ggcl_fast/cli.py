@@ -1,0 +1,191 @@
+"""The command: arguments, exit statuses, what the terminal shows.  Nothing else knows that a terminal exists.
+
+Exit status 0: done.  1: it failed, one line on standard error says why.  2: wrong usage.  130, 143: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from . import __version__
+from .errors import CheckpointError, printable
+
+if TYPE_CHECKING:
+    from .conversion import ConversionReport
+    from .payload import Progress
+
+__all__ = ["main"]
+
+_LONG_WORK: Final = 64 << 20  # bytes from which on a terminal sees progress
+_ENGINES: Final = ("auto", "numba", "python")  # of sweep.ENGINES, which would bring numpy along for --help
+
+_EXAMPLES: Final = """\
+examples:
+  python -m ggcl_fast checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --json --force checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ggcl-fast",
+        description="Convert a finetune checkpoint of August 2023 (magic ggcl) to a GGUF checkpoint.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="IN", nargs="?", help="ggcl checkpoint to read")
+    parser.add_argument("target", metavar="OUT", nargs="?", help="GGUF file to write")
+    parser.add_argument("-i", "--input", metavar="IN", help="the same as IN")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the same as OUT")
+    parser.add_argument(
+        "--ff",
+        type=int,
+        metavar="N",
+        help="fail unless the feed-forward length is N; the file's tensors tell it anyway",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="replace OUT where it exists")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="read and check everything, write nothing")
+    parser.add_argument("--fsync", action="store_true", help="make the result survive a power failure before returning")
+    parser.add_argument(
+        "--engine", choices=_ENGINES, default="auto", help="what walks the file; auto (the default) takes what pays"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also tell on standard error what the file holds")
+    parser.add_argument("--version", action="version", version=f"ggcl_fast {__version__}")
+    return parser
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    positional = [args.source, args.target]
+    for name in ("input", "output"):
+        value = getattr(args, name)
+        if value is not None:
+            # What an option names no longer stands among the positional arguments.
+            positional.insert(0 if name == "input" else 1, value)
+            if positional.pop() is not None:
+                parser.error(f"OUT or IN is given twice: as an argument and with --{name}")
+    args.source, args.target = positional
+    if args.source is None or args.target is None:
+        parser.error("IN and OUT are needed")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's arguments) and return its exit status."""
+    args = _arguments(argv)
+    try:
+        with _signals_as_exceptions():
+            return _run(args)
+    except _Stopped as stop:
+        return _fail(f"interrupted by {stop.signal.name}; nothing was written", 128 + stop.signal)
+    except CheckpointError as error:
+        return _fail(str(error))
+    except OSError as error:
+        names = [printable(os.fsdecode(name), longest=4096) for name in (error.filename, error.filename2) if name]
+        return _fail(": ".join([*names, error.strerror or str(error)]))
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"ggcl-fast: error: {message}", file=sys.stderr)
+    return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .conversion import convert
+    from .ggcl import open_checkpoint
+
+    with open_checkpoint(args.source, engine=args.engine) as checkpoint:
+        if args.verbose:
+            _describe(checkpoint)
+        with _progress(args, checkpoint.source.size) as progress:
+            report = convert(
+                checkpoint,
+                args.target,
+                ff=args.ff,
+                force=args.force,
+                dry_run=args.dry_run,
+                fsync=args.fsync,
+                progress=progress,
+            )
+    if not args.quiet:
+        for warning in report.warnings:
+            print(f"ggcl-fast: warning: {printable(report.source, longest=4096)}: {warning}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(asdict(report)))
+    elif not args.quiet:
+        print(_line(report))
+    return 0
+
+
+def _line(report: ConversionReport) -> str:
+    done = "would be written" if report.dry_run else "written"
+    return (
+        f"{printable(report.target, longest=4096)}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, "
+        f"optimizer {report.optimizer}, {report.seconds:.3f} s"
+    )
+
+
+def _describe(checkpoint: Any) -> None:
+    """Print what the checkpoint holds, a line a subject."""
+    for subject, value in (
+        ("model", checkpoint.parameters),
+        ("ranks", dict(checkpoint.ranks)),
+        ("training", checkpoint.training),
+        ("optimizer", checkpoint.optimizer),
+    ):
+        facts = value if isinstance(value, dict) else asdict(value)
+        print(f"{subject + ':':<10} {', '.join(f'{key} {fact}' for key, fact in facts.items())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _progress(args: argparse.Namespace, nbytes: int) -> Iterator[Progress | None]:
+    """Give a progress bar for long work at a terminal, None otherwise."""
+    if args.quiet or nbytes < _LONG_WORK or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=nbytes, unit="B", unit_scale=True, unit_divisor=1024, leave=False, delay=0.5) as bar:
+        yield bar.update
+
+
+class _Stopped(BaseException):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `_Stopped`, so that what was begun is undone; the second one is ignored."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {each: signal.signal(each, stop) for each in handled}
+    except ValueError:  # not in the main thread: signals are its business
+        yield
+        return
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
