@@ -1,0 +1,1 @@
+"""Benchmarks: ggcl_fast against what one would do instead."""

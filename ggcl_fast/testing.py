@@ -78,14 +78,14 @@ SHAPE_13B: Final = Shape(n_layer=40, n_embd=5120, n_vocab=32000, n_mult=256, n_h
 """LLaMA 13B at finetune's default ranks: 726 LoRA tensors, 93 MB with Adam."""
 
 
-def checkpoint_bytes(shape: Shape = Shape(), *, seed: int = 0) -> bytes:  # noqa: B008
+def checkpoint_bytes(shape: Shape = Shape(), *, seed: int = 0) -> bytes:
     """Return a sound checkpoint of this shape; see `write_checkpoint`."""
     file = io.BytesIO()
     write_checkpoint(file, shape, seed=seed)
     return file.getvalue()
 
 
-def write_checkpoint(file: BinaryIO, shape: Shape = Shape(), *, seed: int = 0) -> None:  # noqa: B008
+def write_checkpoint(file: BinaryIO, shape: Shape = Shape(), *, seed: int = 0) -> None:
     """Write a sound checkpoint of this shape to `file`, from its current position 0 on.
 
     Data are uniform random numbers in [-0.5, 0.5), the same for the same `seed`.  Memory stays small at any size.
@@ -116,8 +116,8 @@ def write_checkpoint(file: BinaryIO, shape: Shape = Shape(), *, seed: int = 0) -
     past = (shape.past,) if shape.past else ()
     if shape.optimizer == "adam":
         file.write(struct.pack("<IiiqiI", 1, shape.past, 0, nx, 17, 0))
-        for ne in ((nx,), (nx,), past):
-            record("", *ne)
+        for vector in ((nx,), (nx,), past):
+            record("", *vector)
         file.write(struct.pack("<ffi", 5.5, 5.625, 2))
     else:
         m = shape.lbfgs_m

@@ -58,10 +58,8 @@ def read(data: bytes) -> tuple[dict[str, Any], Tensors]:
         "llama.feed_forward_length": -(-(2 * (4 * header[6]) // 3) // header[7]) * header[7],
     }
     ranks = dict(zip(RANK_KEYS, header[11:]))
-    keys |= {
-        f"training.lora.rank.{key}": ranks[key]
-        for key in ("token_embd", "output_norm", "output", *(key for key in RANK_KEYS if key not in ("token_embd", "output_norm", "output")))
-    }  # fmt: skip  # noqa: E501
+    last = RANK_KEYS[-3:]
+    keys |= {f"training.lora.rank.{key}": ranks[key] for key in (*last, *RANK_KEYS[:-3])}
 
     at = 92
     tensors: Tensors = {}

@@ -113,9 +113,7 @@ shapes = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes, engine=st.sampled_from(["numba", "python"]), seed=st.integers(0, 9))
-def test_any_shape_converts(
-    shape: Shape, engine: Engine, seed: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_shape_converts(shape: Shape, engine: Engine, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     if shape.n_layer == 0 and shape.n_ff is not None:
         shape = Shape(**{**vars(shape), "n_ff": None})  # nothing in such a file could tell
     data = checkpoint_bytes(shape, seed=seed)

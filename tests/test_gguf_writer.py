@@ -1,0 +1,57 @@
+"""The bulk writer against gguf's own: the same bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf
+import pytest
+
+from ggcl_fast import finetune_gguf
+from ggcl_fast.checkpoint import Checkpoint
+from ggcl_fast.gguf_writer import BulkGGUFWriter
+from ggcl_fast.testing import Shape, checkpoint_bytes
+
+from .reference import DATA, FIXTURES
+
+
+class Collected(bytearray):
+    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
+        for piece in pieces:
+            self += piece
+
+
+def plain(checkpoint: Checkpoint, path: Path) -> bytes:
+    writer = gguf.GGUFWriter(path, "llama")
+    finetune_gguf._add_keys(writer, checkpoint)
+    for name, tensor in checkpoint.tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *((DATA / name).read_bytes() for name in FIXTURES),
+        checkpoint_bytes(Shape(n_layer=30, n_embd=7, past=3, optimizer="lbfgs")),
+        checkpoint_bytes(Shape(n_layer=600, n_embd=3, n_vocab=5)),  # more pieces than one gathering write takes
+    ],
+    ids=[*FIXTURES, "odd", "many"],
+)
+def test_bytes_equal_those_of_the_plain_writer(data: bytes, tmp_path: Path) -> None:
+    with Checkpoint.from_buffer(data) as checkpoint:
+        out = Collected()
+        finetune_gguf.write(checkpoint, out)
+        assert bytes(out) == plain(checkpoint, tmp_path / "plain.gguf")
+
+
+def test_states_and_names_are_checked_as_in_the_plain_writer() -> None:
+    with Checkpoint.from_buffer((DATA / "adam.ggcl").read_bytes()) as checkpoint:
+        writer = BulkGGUFWriter(Collected(), "llama")
+        with pytest.raises(ValueError, match="Duplicated tensor name"):
+            writer.add_tensors(("x",) * len(checkpoint.table), checkpoint.table, checkpoint.source)
+        with pytest.raises(ValueError, match="to contain KV data"):
+            writer.write_ti_data_to_file()

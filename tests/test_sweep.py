@@ -1,0 +1,101 @@
+"""The pass over the records: both engines, windows, and the choice between them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ggcl_fast import sweep
+from ggcl_fast.ggcl import read
+from ggcl_fast.sources import SourceBuffer
+from ggcl_fast.testing import Shape, checkpoint_bytes
+
+from .reference import DATA, FIXTURES
+
+
+class Windows(SourceBuffer):
+    """Memory that is shown through windows of `sweep.WINDOW` bytes, as a file on disk is."""
+
+    def window(self, offset: int) -> tuple[int, memoryview]:
+        return offset, self.map()[offset : offset + sweep.WINDOW]
+
+
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_engines_and_windows_give_identical_tables(fixture: str) -> None:
+    data = (DATA / fixture).read_bytes()
+    tables = [read(kind(data), engine).table for kind in (SourceBuffer, Windows) for engine in ("numba", "python")]
+    for table in tables[1:]:
+        np.testing.assert_array_equal(table, tables[0])
+
+
+def test_every_row_says_where_the_data_is() -> None:
+    data = checkpoint_bytes(Shape(n_layer=3, past=2))
+    checkpoint = read(SourceBuffer(data), "numba")
+    table = checkpoint.table
+    assert (table["offset"] % 32 == 0).all()
+    assert (table["record"] % 4 == 0).all()
+    assert (table["nbytes"] == 4 * table["ne0"] * table["ne1"]).all()
+    padded = -(-table["nbytes"] // 32) * 32
+    np.testing.assert_array_equal(table["gguf_offset"], np.cumsum(padded) - padded)
+
+
+def test_compiled_and_plain_are_one_function() -> None:
+    assert sweep.compiled().py_func is sweep.sweep
+    assert len(sweep.compiled().signatures) == 1
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the process look as if it had swept nothing."""
+    monkeypatch.setattr(sweep, "_interpreted", 0)
+    monkeypatch.setattr(sweep, "compiled", type("Never", (), {"cache_info": lambda: type("I", (), {"currsize": 0})}))
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("imported", "price"), [(True, 40_000), (False, 80_000)])
+def test_auto_changes_over_when_numba_would_have_paid(
+    imported: bool, price: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if imported:
+        monkeypatch.setitem(sys.modules, "numba", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "numba", raising=False)
+    n_files = 0
+    while sweep.pick_engine("auto", 582) == "python":
+        n_files += 1
+    assert n_files == price // 582 + 1
+    assert sweep.pick_engine("python", 582) == "python"
+    assert sweep.pick_engine("numba", 582) == "numba"
+
+
+def test_auto_uses_what_is_compiled_already() -> None:
+    sweep.compiled()
+    assert sweep.pick_engine("auto", 1) == "numba"
+
+
+IMPORTS = """
+import sys, ggcl_fast
+assert not {"numba", "gguf"} & set(sys.modules)
+ggcl_fast.CheckpointError, ggcl_fast.Checkpoint
+assert not {"numba", "gguf"} & set(sys.modules)
+ggcl_fast.convert(sys.argv[1], sys.argv[2], dry_run=True)
+assert "gguf" in sys.modules and not {"numba", "tqdm"} & set(sys.modules)
+"""
+
+
+def test_one_small_file_is_converted_without_numba() -> None:
+    subprocess.run([sys.executable, "-c", IMPORTS, DATA / "adam.ggcl", "out.gguf"], check=True)
+
+
+def test_no_folder_for_the_cache_is_no_failure() -> None:
+    code = (
+        "import numba, ggcl_fast\n"
+        "def njit(*args, cache=False, **options):\n"
+        "    if cache: raise RuntimeError('cannot cache function')\n"
+        "    return real(*args, **options)\n"
+        "real, numba.njit = numba.njit, njit\n"
+        "import sys; ggcl_fast.open_checkpoint(sys.argv[1], engine='numba')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, DATA / "adam.ggcl"], check=True, capture_output=True)
+    assert done.stderr == b""
