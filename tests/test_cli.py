@@ -1,11 +1,14 @@
 """The command: every option, exit status and message."""
 
+import fcntl
 import hashlib
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -173,6 +176,7 @@ def test_long_work_shows_progress_on_a_terminal_only(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert subprocess.run(command, capture_output=True, check=True).stderr == b""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     env = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=env) as process:
         os.close(theirs)
