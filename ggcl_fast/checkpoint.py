@@ -97,11 +97,11 @@ class _Tensors(Mapping[str, npt.NDArray[np.float32]]):
         self._rows = {name: row for row, name in enumerate(names)}
         self._table = table
         self._bytes: memoryview | None = None
-        self._closed = False
+        self.closed = False
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         row = self._table[self._rows[name]]
-        if self._closed:
+        if self.closed:
             raise ValueError(f"{self._source.name}: the checkpoint is closed")
         if self._bytes is None:
             self._bytes = self._source.map()
@@ -116,7 +116,7 @@ class _Tensors(Mapping[str, npt.NDArray[np.float32]]):
 
     def close(self) -> None:
         self._bytes = None
-        self._closed = True
+        self.closed = True
 
 
 class Checkpoint:
@@ -165,6 +165,7 @@ class Checkpoint:
         self.table = table
         self.warnings = warnings
         self._tensors: _Tensors | None = None
+        self._closed = False
 
     @classmethod
     def from_buffer(cls, buffer: Buffer, *, name: str = "<buffer>", engine: Engine = "auto") -> Checkpoint:
@@ -205,13 +206,14 @@ class Checkpoint:
         """
         if self._tensors is None:
             self._tensors = _Tensors(self.source, self.names, self.table)
+            self._tensors.closed = self._closed
         return self._tensors
 
     def close(self) -> None:
         """Let go of the source.  Closing twice does nothing."""
-        _ = self.tensors
-        assert self._tensors is not None
-        self._tensors.close()
+        self._closed = True
+        if self._tensors is not None:
+            self._tensors.close()
         self.source.close()
 
     def __enter__(self) -> Checkpoint:

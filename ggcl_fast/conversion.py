@@ -51,7 +51,7 @@ class _Nowhere:
     nbytes = 0
 
     def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
-        self.nbytes += sum(len(piece) for piece in pieces)
+        self.nbytes += sum(map(len, pieces))
 
 
 def convert(

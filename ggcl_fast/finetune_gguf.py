@@ -12,25 +12,12 @@ import gguf
 from .checkpoint import Adam, Checkpoint
 from .gguf_writer import BulkGGUFWriter
 from .payload import Output, Progress
+from .schema import LAYER_MODULES, MODEL_MODULES
 
 __all__ = ["write"]
 
 _ARCH: Final = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA]
 _RMS_EPSILON: Final = 1e-5  # the checkpoint does not store it; finetune knew no other
-_RANK_KEYS: Final = (
-    ("token_embd", "tok_embeddings"),
-    ("output_norm", "norm"),
-    ("output", "output"),
-    ("attn_norm", "attention_norm"),
-    ("attn_q", "wq"),
-    ("attn_k", "wk"),
-    ("attn_v", "wv"),
-    ("attn_output", "wo"),
-    ("ffn_norm", "ffn_norm"),
-    ("ffn_gate", "w1"),
-    ("ffn_down", "w2"),
-    ("ffn_up", "w3"),
-)  # last part of the key, field of layout.HEADER
 
 
 def write(checkpoint: Checkpoint, output: Output, progress: Progress | None = None) -> None:
@@ -58,8 +45,9 @@ def _add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_block_count(model.n_layer)
     writer.add_rope_dimension_count(model.n_rot)
     writer.add_feed_forward_length(model.n_ff)
-    for key, field in _RANK_KEYS:
-        writer.add_uint32(f"training.lora.rank.{key}", checkpoint.ranks[field])
+    for module in MODEL_MODULES + LAYER_MODULES:
+        key = module.base_name.rpartition(".")[2]
+        writer.add_uint32(f"training.lora.rank.{key}", checkpoint.ranks[module.rank])
 
     writer.add_uint32("optimizer.file_version", 0)
     writer.add_uint32("optimizer.convergence_past_count", optimizer.past)

@@ -82,12 +82,7 @@ class BulkGGUFWriter(gguf.GGUFWriter):
         infos["ne"][:, 1] = self._table["ne1"]
         infos["dtype"] = gguf.GGMLQuantizationType.F32
         infos["offset"] = self._table["gguf_offset"]
-        packed, step = infos.tobytes(), GGUF_TENSOR_INFO.itemsize
-        parts: list[bytes] = []
-        for i, (name, n_dims) in enumerate(zip(self._names, self._table["n_dims"].tolist())):
-            info = packed[i * step : (i + 1) * step]
-            parts += (_packed_name(name), info if n_dims == 2 else info[: _NE1.start] + info[_NE1.stop :])
-        self.fout[0].write(b"".join(parts))
+        self.fout[0].write(_packed_infos(tuple(self._names), infos.tobytes()))
         self.state = gguf.WriterState.TI_DATA
 
     def write_tensors_to_file(self, *, progress: bool | Progress = False) -> None:
@@ -99,8 +94,8 @@ class BulkGGUFWriter(gguf.GGUFWriter):
         self._output.writev([head.getvalue()])
         copy_tensors(
             self._source,
-            self._table["offset"].tolist(),
-            self._table["nbytes"].tolist(),
+            self._table["offset"],
+            self._table["nbytes"],
             self._output,
             progress=progress if callable(progress) else None,
         )
@@ -113,10 +108,16 @@ class BulkGGUFWriter(gguf.GGUFWriter):
         self.write_tensors_to_file(progress=progress or False)
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _packed_name(name: str) -> bytes:
-    encoded = name.encode()
-    return len(encoded).to_bytes(8, "little") + encoded
+@functools.lru_cache(maxsize=8)  # the checkpoints of one training run are all of one shape
+def _packed_infos(names: tuple[str, ...], infos: bytes) -> bytes:
+    """Return the tensor infos as they stand in the file; `infos` holds a `layout.GGUF_TENSOR_INFO` for each name."""
+    rows = np.frombuffer(infos, GGUF_TENSOR_INFO)
+    parts = []
+    for name, n_dims, row in zip(names, rows["n_dims"].tolist(), rows):
+        encoded, info = name.encode(), row.tobytes()
+        parts += (len(encoded).to_bytes(8, "little"), encoded)
+        parts += (info,) if n_dims == 2 else (info[: _NE1.start], info[_NE1.stop :])
+    return b"".join(parts)
 
 
 assert ALIGNMENT == gguf.GGUF_DEFAULT_ALIGNMENT

@@ -13,6 +13,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from .files import LONGEST_GATHER
 from .layout import ALIGNMENT
 from .sources import Source
@@ -25,6 +28,7 @@ _AHEAD: Final = 4  # blocks in flight
 _WIDEST_GAP: Final = 1 << 16  # bytes between two tensors that are read along rather than skipped
 _ZEROS: Final = bytes(ALIGNMENT)
 
+_Numbers = npt.NDArray[np.int64]
 Progress = Callable[[int], object]
 """Called with the number of bytes moved since the last call."""
 
@@ -44,8 +48,8 @@ class _Block(NamedTuple):
 
 def copy_tensors(
     source: Source,
-    offsets: Sequence[int],
-    sizes: Sequence[int],
+    offsets: _Numbers,
+    sizes: _Numbers,
     output: Output,
     *,
     progress: Progress | None = None,
@@ -57,20 +61,43 @@ def copy_tensors(
     source
         What to read.  Its size is trusted only as far as `Source.read_into` finds the bytes.
     offsets, sizes
-        Where each tensor is in `source` and how long, in bytes, in the order of the output.
+        (n,) int64: where each tensor is in `source` and how long, in bytes, in the order of the output.
     output
         Where the bytes go.
     progress
         Called after each block.
     """
-    blocks = _blocks(offsets, sizes)
     if source.memory is not None:
-        for block in blocks:
-            _write(block, source.memory[block.start : block.stop], output, progress)
+        _copy_from_memory(source.memory, offsets, sizes, output, progress)
         return
-    for block, view, release in _read_ahead(source, blocks):
-        _write(block, view, output, progress)
+    for block, view, release in _read_ahead(source, _blocks(offsets.tolist(), sizes.tolist())):
+        output.writev(_pieces(view, block.cuts))
         release()
+        if progress is not None:
+            progress(block.stop - block.start)
+
+
+def _copy_from_memory(
+    memory: memoryview, offsets: _Numbers, sizes: _Numbers, output: Output, progress: Progress | None
+) -> None:
+    """Hand out slices of `memory`; nothing is gained by blocks here."""
+    step = LONGEST_GATHER // 2
+    for first in range(0, len(offsets), step):
+        chosen = slice(first, first + step)
+        cuts = list(zip(offsets[chosen].tolist(), sizes[chosen].tolist()))
+        output.writev(_pieces(memory, [(offset, offset + size, -size % ALIGNMENT) for offset, size in cuts]))
+        if progress is not None:
+            progress(int(sizes[chosen].sum()))
+
+
+def _pieces(view: memoryview, cuts: list[tuple[int, int, int]]) -> list[bytes | memoryview]:
+    """Slice `view`: start, stop and following padding of each piece."""
+    pieces: list[bytes | memoryview] = []
+    for start, stop, padding in cuts:
+        pieces.append(view[start:stop])
+        if padding:
+            pieces.append(_ZEROS[:padding])
+    return pieces
 
 
 def _blocks(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[_Block]:
@@ -94,17 +121,6 @@ def _blocks(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[_Block]:
             offset = stop
     if cuts:
         yield _Block(start, stop, cuts)
-
-
-def _write(block: _Block, view: memoryview, output: Output, progress: Progress | None) -> None:
-    pieces: list[bytes | memoryview] = []
-    for start, stop, padding in block.cuts:
-        pieces.append(view[start:stop])
-        if padding:
-            pieces.append(_ZEROS[:padding])
-    output.writev(pieces)
-    if progress is not None:
-        progress(block.stop - block.start)
 
 
 def _read_ahead(source: Source, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, memoryview, Callable[[], object]]]:

@@ -22,7 +22,19 @@ import numpy.typing as npt
 
 from . import layout
 
-__all__ = ["BAD", "DONE", "ENGINES", "MORE", "N_FF", "WINDOW", "Engine", "pick_engine", "sweep", "walk"]
+__all__ = [
+    "BAD",
+    "DONE",
+    "ENGINES",
+    "MORE",
+    "N_FF",
+    "WINDOW",
+    "Engine",
+    "compiled",
+    "pick_engine",
+    "sweep",
+    "walk",
+]
 
 Engine = Literal["auto", "numba", "python"]
 ENGINES: Final[tuple[Engine, ...]] = ("auto", "numba", "python")
