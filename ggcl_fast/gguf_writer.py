@@ -112,7 +112,7 @@ class BulkGGUFWriter(gguf.GGUFWriter):
 def _packed_infos(names: tuple[str, ...], infos: bytes) -> bytes:
     """Return the tensor infos as they stand in the file; `infos` holds a `layout.GGUF_TENSOR_INFO` for each name."""
     rows = np.frombuffer(infos, GGUF_TENSOR_INFO)
-    parts = []
+    parts: list[bytes] = []
     for name, n_dims, row in zip(names, rows["n_dims"].tolist(), rows):
         encoded, info = name.encode(), row.tobytes()
         parts += (len(encoded).to_bytes(8, "little"), encoded)
