@@ -14,7 +14,7 @@ from .gguf_writer import BulkGGUFWriter
 from .payload import Output, Progress
 from .schema import LAYER_MODULES, MODEL_MODULES
 
-__all__ = ["write"]
+__all__ = ["add_keys", "write"]
 
 _ARCH: Final = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA]
 _RMS_EPSILON: Final = 1e-5  # the checkpoint does not store it; finetune knew no other
@@ -26,12 +26,13 @@ def write(checkpoint: Checkpoint, output: Output, progress: Progress | None = No
     Raises what reading the source and writing the output raise.
     """
     writer = BulkGGUFWriter(output, _ARCH)
-    _add_keys(writer, checkpoint)
+    add_keys(writer, checkpoint)
     writer.add_tensors(checkpoint.names, checkpoint.table, checkpoint.source)
     writer.write_all(progress)
 
 
-def _add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+    """Add all keys of the GGUF finetune checkpoint to `writer`, in their order."""
     model, training, optimizer = checkpoint.parameters, checkpoint.training, checkpoint.optimizer
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_layer_norm_rms_eps(_RMS_EPSILON)

@@ -22,7 +22,7 @@ class Collected(bytearray):
 
 def plain(checkpoint: Checkpoint, path: Path) -> bytes:
     writer = gguf.GGUFWriter(path, "llama")
-    finetune_gguf._add_keys(writer, checkpoint)
+    finetune_gguf.add_keys(writer, checkpoint)
     for name, tensor in checkpoint.tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -1,0 +1,202 @@
+"""Every comparison of the suite, with its target: one table.
+
+A comparison is what ggcl_fast does, what one would do instead, and the ratio between the two that is aimed at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import ggcl_fast
+from ggcl_fast.testing import Shape, checkpoint_bytes
+
+from . import contenders as c
+
+__all__ = ["COMPARISONS", "Comparison", "Pair", "Sizes"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work the suite does."""
+
+    large: int = 2_000_000_000
+    """Bytes of the large checkpoint."""
+    small: int = 2_000_000
+    """Bytes of the small one."""
+    n_files: int = 100
+    """Files of a batch."""
+    n_tensors: int = 10_000
+    """Records of the longest checkpoint."""
+    rounds_large: int = 5
+    rounds_small: int = 50
+
+
+@dataclass
+class Pair:
+    """The two sides of a comparison, ready to run."""
+
+    ours: c.Run
+    theirs: c.Run
+    outputs: Sequence[Path] = ()
+    """Files to remove before each run."""
+    work: tuple[float, float] = (1.0, 1.0)
+    """Units of work done by each side; times are divided by them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of the table."""
+
+    group: str
+    ours: str
+    theirs: str
+    target: float | None
+    """Largest ratio aimed at; None where there is nothing to aim at."""
+    make: Callable[[Path, Sizes], Pair | tuple[int, int]] = field(repr=False)
+    """Makes the pair; or, for memory, the bytes that both sides take."""
+    unit: str = "x"
+    """"x" for a ratio of times, "MB" for a difference of memory."""
+
+    @property
+    def name(self) -> str:
+        """What identifies the row."""
+        return f"{self.ours}, against {self.theirs}"
+
+
+def _startup(folder: Path, _: Sizes) -> Pair:
+    out = folder / "out.gguf"
+    return Pair(c.command(c.tiny(folder), out), c.process(sys.executable, "-c", "import gguf"), [out])
+
+
+def _parse(shape: str) -> Callable[[Path, Sizes], Pair]:
+    def make(folder: Path, sizes: Sizes) -> Pair:
+        over = c.Pass.over(c.checkpoint(folder, c.SHAPES[shape], sizes.small))
+        return Pair(over.jitted(), over.structs())
+
+    return make
+
+
+def _per_tensor(_: Path, sizes: Sizes) -> Pair:
+    def opening(n_layer: int) -> tuple[c.Run, int]:
+        data = checkpoint_bytes(Shape(n_layer=n_layer))
+        n_repeats = max(1, sizes.n_tensors // (6 + 18 * n_layer))
+
+        def run() -> None:
+            for _ in range(n_repeats):
+                ggcl_fast.Checkpoint.from_buffer(data, engine="numba")
+
+        return run, n_repeats * (6 + 18 * n_layer)
+
+    many, few = opening(sizes.n_tensors // 18), opening(2)
+    return Pair(many[0], few[0], work=(many[1], few[1]))
+
+
+def _small(theirs: Callable[[Path, Path], object]) -> Callable[[Path, Sizes], Pair]:
+    def make(folder: Path, sizes: Sizes) -> Pair:
+        source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.small), folder / "out.gguf"
+        return Pair(
+            lambda: ggcl_fast.convert(source, out, engine="numba"), lambda: theirs(source, out), [out]
+        )  # fmt: skip
+
+    return make
+
+
+def _small_plain(folder: Path, sizes: Sizes) -> Pair:
+    source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.small), folder / "out.gguf"
+    opened = ggcl_fast.Checkpoint.from_buffer(source.read_bytes())
+    return Pair(lambda: ggcl_fast.convert(opened, out), lambda: c.write_plainly(opened, out), [out])
+
+
+def _large_running(folder: Path, sizes: Sizes) -> Pair:
+    source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.large), folder / "out.gguf"
+    return Pair(lambda: ggcl_fast.convert(source, out), c.process("cp", source, out), [out])
+
+
+def _large_process(theirs: Callable[[Path, Path], c.Run]) -> Callable[[Path, Sizes], Pair]:
+    def make(folder: Path, sizes: Sizes) -> Pair:
+        source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.large), folder / "out.gguf"
+        return Pair(c.command(source, out), theirs(source, out), [out])
+
+    return make
+
+
+def _per_byte(folder: Path, sizes: Sizes) -> Pair:
+    large, small = (c.checkpoint(folder, c.SHAPES["13B"], n) for n in (sizes.large, 1_000_000))
+    out, n_repeats = folder / "out.gguf", 20
+
+    def convert_small() -> None:
+        for _ in range(n_repeats):
+            ggcl_fast.convert(small, out, force=True)
+
+    work = (large.stat().st_size, n_repeats * small.stat().st_size)
+    return Pair(lambda: ggcl_fast.convert(large, out), convert_small, [out], work)
+
+
+def _memory(folder: Path, sizes: Sizes) -> tuple[int, int]:
+    source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.large), folder / "out.gguf"
+    code = "import sys, ggcl_fast; ggcl_fast.convert(sys.argv[1], sys.argv[2], force=True)"
+    both = c.peak_memory(code, source, out), c.peak_memory("import numpy, gguf")
+    c.discard(out)
+    return both
+
+
+def _batch(folder: Path, sizes: Sizes) -> tuple[list[Path], Path]:
+    first = c.checkpoint(folder, c.SHAPES["7B"], sizes.small)
+    paths = [folder / f"batch-{i}.ggcl" for i in range(sizes.n_files)]
+    for path in paths:
+        if not path.exists():
+            shutil.copyfile(first, path)
+    os.sync()
+    out = folder / "batch"
+    out.mkdir(exist_ok=True)
+    return paths, out
+
+
+def _batch_copy(folder: Path, sizes: Sizes) -> Pair:
+    paths, out = _batch(folder, sizes)
+    n = os.cpu_count() or 1
+    return Pair(
+        lambda: c.in_threads(c.convert_into(out), paths, n),
+        lambda: c.in_threads(c.copy_into(out), paths, n),
+        [out / (path.stem + ".gguf") for path in paths],
+    )
+
+
+def _batch_shell(folder: Path, sizes: Sizes) -> Pair:
+    paths, out = _batch(folder, replace(sizes, n_files=min(10, sizes.n_files)))
+    targets = [out / (path.stem + ".gguf") for path in paths]
+    loop = 'python=$1; out=$2; shift 2; for f; do b=${f##*/}; "$python" -m ggcl_fast "$f" "$out/${b%.ggcl}.gguf"; done'
+    return Pair(
+        lambda: c.in_threads(c.convert_into(out), paths, 1),
+        c.process("sh", "-c", loop, "sh", sys.executable, out, *paths),
+        targets,
+    )
+
+
+COMPARISONS: Final = (
+    Comparison("startup", "the command, 95 KB, start to finish", '`python -c "import gguf"`', 1.10, _startup),
+    Comparison("parse", "the jitted pass, 582 records", "a `struct` loop", 0.02, _parse("7B")),
+    Comparison("parse", "the jitted pass, 726 records", "a `struct` loop", 0.02, _parse("13B")),
+    Comparison("parse", "opening, time per tensor at 10,000 tensors", "at 42 tensors", 1.2, _per_tensor),
+    Comparison("convert-small", "`convert`, 582 tensors, 2 MB", "`shutil.copyfile`", 1.5, _small(shutil.copyfile)),
+    Comparison("convert-small", "`convert` of an open checkpoint, 2 MB", "plain `GGUFWriter`", 0.1, _small_plain),
+    Comparison("convert-large", "`convert`, 2 GB", "`cp`", 0.8, _large_running),
+    Comparison(
+        "convert-large", "the command, 2 GB, start to finish", "`cp`", 1.1,
+        _large_process(lambda source, out: c.process("cp", source, out)),
+    ),
+    Comparison(
+        "convert-large", "the command, 2 GB, start to finish", "the old script's way", 0.5, _large_process(c.script),
+    ),
+    Comparison("convert-large", "`convert`, time per byte at 2 GB", "at 1 MB", 1.2, _per_byte),
+    Comparison("convert-large", "peak memory, 2 GB", "`import numpy, gguf`", 16, _memory, "MB"),
+    Comparison("batch", "`convert` by two threads, files of 2 MB", "`shutil.copyfile` by two", 1.5, _batch_copy),
+    Comparison("batch", "`convert`, files of 2 MB", "a shell loop over the command", None, _batch_shell),
+)  # fmt: skip
+"""All comparisons, in the order of the table."""

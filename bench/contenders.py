@@ -1,0 +1,219 @@
+"""What is timed: what ggcl_fast does, and what one would do instead.
+
+`bench.comparisons` pairs them; tests/test_bench.py holds their results against each other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import gguf
+import numpy as np
+
+import ggcl_fast
+from ggcl_fast import finetune_gguf, ggcl, layout, sweep
+from ggcl_fast.schema import schema
+from ggcl_fast.sources import SourceBuffer
+from ggcl_fast.testing import SHAPE_7B, SHAPE_13B, Shape, write_checkpoint
+
+Run = Callable[[], object]
+SHAPES: Final = {"7B": SHAPE_7B, "13B": SHAPE_13B}
+
+
+def size_of(shape: Shape) -> int:
+    """Bytes of a checkpoint of this shape, to about a per cent."""
+    nx = sum(ne0 * ne1 for _, ne0, ne1 in shape.lora_tensors())
+    return (3 if shape.optimizer == "adam" else 6 + 2 * shape.lbfgs_m) * 4 * nx
+
+
+def scaled(shape: Shape, nbytes: int) -> Shape:
+    """`shape` with its records and about `nbytes` bytes: wider and of higher rank, or narrower."""
+    rank = max(1, round(nbytes / size_of(shape)))
+    if rank > 1:
+        ranks = {name: 1 if "norm" in name else 4 * rank for name in shape.ranks}
+        return replace(shape, ranks=ranks)
+    narrow = nbytes / size_of(shape)
+    return replace(
+        shape,
+        n_embd=max(8, round(shape.n_embd * narrow) // 8 * 8),
+        n_vocab=max(8, round(shape.n_vocab * narrow) // 8 * 8),
+        n_mult=8,
+    )
+
+
+def checkpoint(folder: Path, shape: Shape, nbytes: int) -> Path:
+    """Return a checkpoint of about `nbytes` bytes with the records of `shape`, made at the first asking."""
+    path = folder / f"{shape.n_layer}-{nbytes}.ggcl"
+    if not path.exists():
+        with path.open("wb") as file:
+            write_checkpoint(file, scaled(shape, nbytes))
+        os.sync()  # writing it back must not disturb what is timed
+    return path
+
+
+def tiny(folder: Path) -> Path:
+    """Return a checkpoint of 95 KB, the size of the smallest real ones."""
+    path = folder / "tiny.ggcl"
+    if not path.exists():
+        with path.open("wb") as file:
+            write_checkpoint(file)
+    return path
+
+
+def discard(*paths: Path) -> None:
+    """Remove outputs, so that each run writes a new file."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+# --- what one would do instead --------------------------------------------------------------------------------------
+
+
+def plain_gguf_writer(source: Path, target: Path) -> None:
+    """Convert in the way of the old script: memory map, `GGUFWriter.add_tensor`, `tofile`."""
+    mapped = np.memmap(source, np.uint8, "r")
+    with ggcl_fast.Checkpoint.from_buffer(mapped) as opened:
+        write_plainly(opened, target)
+
+
+def write_plainly(opened: ggcl_fast.Checkpoint, target: Path) -> None:
+    """Write an open checkpoint with gguf's own writer."""
+    writer = gguf.GGUFWriter(target, "llama")
+    finetune_gguf.add_keys(writer, opened)
+    for name, tensor in opened.tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def struct_reader(data: bytes, n_records: int) -> list[tuple[bytes, tuple[int, ...], int, int]]:
+    """Walk the records with precompiled structs: name, ne, offset and size in bytes of each."""
+    fixed, two = struct.Struct("<3I").unpack_from, struct.Struct("<2I").unpack_from
+    rows = []
+    at, size = 92, len(data)
+    for _ in range(n_records):
+        n_dims, name_len, dtype = fixed(data, at)
+        if n_dims != 2 or dtype != 0:
+            raise ValueError(f"bad record at {at}")
+        ne = two(data, at + 12)
+        name = data[at + 20 : at + 20 + name_len]
+        offset = (at + 20 + name_len + 31) & ~31
+        nbytes = 4 * ne[0] * ne[1]
+        at = offset + nbytes
+        if at > size:
+            raise ValueError(f"truncated at {offset}")
+        rows.append((name, ne, offset, nbytes))
+    return rows
+
+
+# --- the pass alone -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pass:
+    """Everything that the pass over the LoRA records needs, prepared."""
+
+    data: bytes
+    plan: Any
+    names: Any
+    table: Any
+
+    @classmethod
+    def over(cls, path: Path) -> Pass:
+        """Prepare the pass over the checkpoint at `path`."""
+        data = path.read_bytes()
+        opened = ggcl.read(SourceBuffer(data))
+        p = opened.parameters
+        lora = schema(p.n_layer)
+        plan = lora.plan(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})
+        return cls(data, plan, lora.name_words, np.zeros(len(plan), layout.TENSOR))
+
+    def jitted(self) -> Run:
+        """Return the compiled pass over the whole file."""
+        kernel = sweep.compiled()
+        words = np.frombuffer(self.data, "<u4", len(self.data) // 4)
+        size = len(self.data)
+        return lambda: kernel(words, 0, size, self.plan, self.names, self.table, 0, 92, 0, 0)
+
+    def structs(self) -> Run:
+        """Return the loop that it is compared with."""
+        return lambda: struct_reader(self.data, len(self.plan))
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def process(*command: str | Path) -> Run:
+    """Return a run of a whole process."""
+    words = [str(word) for word in command]
+    return lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def command(source: Path, target: Path) -> Run:
+    """Return a run of the command, start to finish."""
+    return process(sys.executable, "-m", "ggcl_fast", source, target)
+
+
+def script(source: Path, target: Path) -> Run:
+    """Return a run of the old script's way, start to finish."""
+    code = "import sys; from pathlib import Path; from bench.contenders import plain_gguf_writer as run; "
+    return process(sys.executable, "-c", code + "run(Path(sys.argv[1]), Path(sys.argv[2]))", source, target)
+
+
+def peak_memory(code: str, *arguments: str | Path) -> int:
+    """Return the peak resident memory, in bytes, of a process that runs `code`."""
+    # Linux gives a child its parent's peak to start with, so that getrusage would tell of us; /proc does not.
+    code += """
+import resource, sys
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+if sys.platform == "linux":
+    peak = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+print(peak)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout.split()[-1])
+
+
+# --- many files -----------------------------------------------------------------------------------------------------
+
+
+def in_threads(function: Callable[[Path], object], paths: list[Path], n_workers: int) -> None:
+    """Call `function` for each path, by so many threads."""
+    left = iter(paths)
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                path = next(left, None)
+            if path is None:
+                return
+            function(path)
+
+    workers = [threading.Thread(target=work) for _ in range(n_workers)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def convert_into(folder: Path) -> Callable[[Path], object]:
+    """Return what converts one file into `folder`."""
+    return lambda path: ggcl_fast.convert(path, folder / (path.stem + ".gguf"), force=True)
+
+
+def copy_into(folder: Path) -> Callable[[Path], object]:
+    """Return what copies one file into `folder`."""
+    return lambda path: shutil.copyfile(path, folder / (path.stem + ".gguf"))

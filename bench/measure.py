@@ -1,0 +1,55 @@
+"""Timing a comparison: both sides in turn, so that a drift of the machine's speed hits both alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from . import contenders as c
+from .comparisons import Comparison, Sizes
+
+
+def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) -> float:
+    """Time `comparison` with the `benchmark` fixture and return its result, which goes into ``extra_info`` too.
+
+    Each round runs their side as the setup of ours.  The result is the median of the rounds' ratios; for memory it is
+    the difference in MB.
+    """
+    made = comparison.make(folder, sizes)
+    if isinstance(made, tuple):
+        ours, theirs = made
+        result = (ours - theirs) / 1e6
+        benchmark.extra_info.update(ours=ours / 1e6, theirs=theirs / 1e6)
+        benchmark.pedantic(lambda: None)  # a benchmark that times nothing would be an error
+    else:
+        seconds: list[float] = []
+
+        def their_turn() -> None:
+            c.discard(*made.outputs)
+            begin = time.perf_counter()
+            made.theirs()
+            seconds.append((time.perf_counter() - begin) / made.work[1])
+            c.discard(*made.outputs)
+
+        own: list[float] = []
+
+        def our_turn() -> None:
+            begin = time.perf_counter()
+            made.ours()
+            own.append((time.perf_counter() - begin) / made.work[0])
+
+        their_turn()  # one round uncounted: caches warm, modules imported, the pass compiled
+        our_turn()
+        quick = max(seconds[0] * made.work[1], own[0] * made.work[0]) < 0.05
+        seconds.clear()
+        own.clear()
+        gc.collect()
+        rounds = sizes.rounds_small if quick else sizes.rounds_large
+        benchmark.pedantic(our_turn, setup=their_turn, rounds=rounds)
+        result = statistics.median(mine / yours for mine, yours in zip(own, seconds))
+        benchmark.extra_info.update(ours=statistics.median(own), theirs=statistics.median(seconds))
+    benchmark.extra_info.update(name=comparison.name, result=result)
+    return result
