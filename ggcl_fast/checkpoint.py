@@ -6,9 +6,8 @@ Sources make a `Checkpoint`, targets take one.  This module knows neither files 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Adam", "Checkpoint", "Lbfgs", "ModelParameters", "Optimizer", "Training"]
 
 
-@dataclass(frozen=True)
-class ModelParameters:
+class ModelParameters(NamedTuple):
     """Shape of the base model, as the header of the checkpoint gives it (`layout.HEADER`)."""
 
     n_vocab: int
@@ -40,8 +38,7 @@ class ModelParameters:
     """Feed-forward length: from the shapes of w1, w2 and w3, since the header does not store it."""
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How far the training went."""
 
     iterations: int
@@ -49,8 +46,9 @@ class Training:
     tokens: int
 
 
-@dataclass(frozen=True)
-class _OptimizerState:
+class Adam(NamedTuple):
+    """State of the Adam optimizer; its moments are among the checkpoint's tensors."""
+
     past: int
     """Number of past loss values kept."""
     n_parameters: int
@@ -58,22 +56,22 @@ class _OptimizerState:
     iteration: int
     """Optimizer iterations so far."""
     just_initialized: bool
-
-
-@dataclass(frozen=True)
-class Adam(_OptimizerState):
-    """State of the Adam optimizer; its moments are among the checkpoint's tensors."""
-
     best_loss: float
     previous_loss: float
     no_improvement_count: int
     name: Literal["adam"] = "adam"
 
 
-@dataclass(frozen=True)
-class Lbfgs(_OptimizerState):
+class Lbfgs(NamedTuple):
     """State of the L-BFGS optimizer; its vectors are among the checkpoint's tensors."""
 
+    past: int
+    """Number of past loss values kept."""
+    n_parameters: int
+    """Number of LoRA elements trained."""
+    iteration: int
+    """Optimizer iterations so far."""
+    just_initialized: bool
     m: int
     """Number of corrections that approximate the Hessian."""
     best_loss: float

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from . import finetune_gguf
 from .checkpoint import Checkpoint
@@ -22,8 +21,7 @@ __all__ = ["ConversionReport", "convert"]
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
 
 
-@dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(NamedTuple):
     """What a conversion did."""
 
     source: str
@@ -102,7 +100,7 @@ def convert(
     if not isinstance(source, Checkpoint):
         with open_checkpoint(source, engine=engine) as checkpoint:
             report = convert(checkpoint, target, ff=ff, force=force, dry_run=dry_run, fsync=fsync, progress=progress)
-        return replace(report, seconds=time.perf_counter() - begin)
+        return report._replace(seconds=time.perf_counter() - begin)
     checkpoint = source
     n_ff = checkpoint.parameters.n_ff
     if ff is not None and ff != n_ff and checkpoint.parameters.n_layer:

@@ -7,7 +7,6 @@ B with ne = (rank, n_out).  Names on the GGUF side are gguf's own.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import gguf
@@ -80,8 +79,7 @@ def smallest_size(n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> 
     return bytes_of(MODEL_MODULES) + n_layer * bytes_of(LAYER_MODULES)
 
 
-@dataclass(frozen=True, eq=False)
-class Schema:
+class Schema(NamedTuple):
     """The records of a checkpoint with a given number of layers, one array entry a record."""
 
     names: tuple[str, ...]
@@ -90,19 +88,22 @@ class Schema:
     """Names in the ggcl file, such as ``layers.0.attention.wq.weight.loraA``."""
     name_words: npt.NDArray[np.uint32]
     """The source names as `sweep.sweep` compares them: zero-padded to whole words."""
-    _fixed: npt.NDArray[np.int64]
-    _rank: npt.NDArray[np.intp]
-    _dim: npt.NDArray[np.intp]
+    fixed: npt.NDArray[np.int64]
+    """The plan without its dims."""
+    rank: npt.NDArray[np.intp]
+    """Which module each record belongs to: an index into the modules of the model, then of a layer."""
+    dim: npt.NDArray[np.intp]
+    """What the outer dim of each record is."""
 
     def plan(self, ranks: dict[str, int], dims: dict[str, int]) -> npt.NDArray[np.int64]:
         """Return the plan that `sweep.sweep` checks a file against, (n, 5) int64.
 
         `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab; n_ff is left to the file.
         """
-        plan = self._fixed.copy()
-        plan[:, 1] = np.array([ranks[m.rank] for m in _ALL], np.int64)[self._rank]
+        plan = self.fixed.copy()
+        plan[:, 1] = np.array([ranks[m.rank] for m in _ALL], np.int64)[self.rank]
         values = {**dims, "one": 1, "n_ff": N_FF}
-        plan[:, 2] = np.array([values[dim] for dim in _DIMS], np.int64)[self._dim]
+        plan[:, 2] = np.array([values[dim] for dim in _DIMS], np.int64)[self.dim]
         return plan
 
 
