@@ -33,7 +33,7 @@ class Sizes:
     """Files of a batch."""
     n_tensors: int = 10_000
     """Records of the longest checkpoint."""
-    rounds_large: int = 5
+    rounds_large: int = 6
     rounds_small: int = 50
 
 

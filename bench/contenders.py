@@ -97,23 +97,26 @@ def write_plainly(opened: ggcl_fast.Checkpoint, target: Path) -> None:
     writer.close()
 
 
-def struct_reader(data: bytes, n_records: int) -> list[tuple[bytes, tuple[int, ...], int, int]]:
-    """Walk the records with precompiled structs: name, ne, offset and size in bytes of each."""
+def struct_reader(data: bytes, planned: list[tuple[bytes, int, int]]) -> list[tuple[int, ...]]:
+    """Walk and check the records with precompiled structs, as one would: a row of `layout.TENSOR` for each."""
     fixed, two = struct.Struct("<3I").unpack_from, struct.Struct("<2I").unpack_from
-    rows = []
-    at, size = 92, len(data)
-    for _ in range(n_records):
+    rows: list[tuple[int, ...]] = []
+    at, gguf_offset, size = 92, 0, len(data)
+    for name, ne0, ne1 in planned:
         n_dims, name_len, dtype = fixed(data, at)
         if n_dims != 2 or dtype != 0:
             raise ValueError(f"bad record at {at}")
         ne = two(data, at + 12)
-        name = data[at + 20 : at + 20 + name_len]
+        if ne != (ne0, ne1):
+            raise ValueError(f"bad dims at {at + 12}")
+        renamed = data[at + 20 : at + 20 + name_len] != name
         offset = (at + 20 + name_len + 31) & ~31
-        nbytes = 4 * ne[0] * ne[1]
-        at = offset + nbytes
-        if at > size:
+        nbytes = 4 * ne0 * ne1
+        if offset + nbytes > size:
             raise ValueError(f"truncated at {offset}")
-        rows.append((name, ne, offset, nbytes))
+        rows.append((at, offset, nbytes, ne0, ne1, n_dims, int(renamed), gguf_offset))
+        at = offset + nbytes
+        gguf_offset += (nbytes + 31) & ~31
     return rows
 
 
@@ -128,6 +131,7 @@ class Pass:
     plan: Any
     names: Any
     table: Any
+    planned: list[tuple[bytes, int, int]]
 
     @classmethod
     def over(cls, path: Path) -> Pass:
@@ -137,7 +141,9 @@ class Pass:
         p = opened.parameters
         lora = schema(p.n_layer)
         plan = lora.plan(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})
-        return cls(data, plan, lora.name_words, np.zeros(len(plan), layout.TENSOR))
+        table = opened.table[: len(plan)]
+        planned = list(zip(map(str.encode, lora.source_names), table["ne0"].tolist(), table["ne1"].tolist()))
+        return cls(data, plan, lora.name_words, np.zeros(len(plan), layout.TENSOR), planned)
 
     def jitted(self) -> Run:
         """Return the compiled pass over the whole file."""
@@ -148,7 +154,7 @@ class Pass:
 
     def structs(self) -> Run:
         """Return the loop that it is compared with."""
-        return lambda: struct_reader(self.data, len(self.plan))
+        return lambda: struct_reader(self.data, self.planned)
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

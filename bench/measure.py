@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from .comparisons import Comparison, Sizes
 def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) -> float:
     """Time `comparison` with the `benchmark` fixture and return its result, which goes into ``extra_info`` too.
 
-    Each round runs their side as the setup of ours.  The result is the median of the rounds' ratios; for memory it is
-    the difference in MB.
+    Their side runs before ours in one round and after it in the next.  The result is the median of the rounds'
+    ratios; for memory it is the difference in MB.
     """
     made = comparison.make(folder, sizes)
     if isinstance(made, tuple):
@@ -27,12 +28,16 @@ def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) 
     else:
         seconds: list[float] = []
 
-        def their_turn() -> None:
+        def clean() -> None:
             c.discard(*made.outputs)
+            if made.outputs and not quick:
+                os.sync()  # or the other side's removed output would still keep the file system busy
+
+        def their_turn() -> None:
             begin = time.perf_counter()
             made.theirs()
             seconds.append((time.perf_counter() - begin) / made.work[1])
-            c.discard(*made.outputs)
+            clean()
 
         own: list[float] = []
 
@@ -41,14 +46,27 @@ def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) 
             made.ours()
             own.append((time.perf_counter() - begin) / made.work[0])
 
+        quick = False
+        clean()
         their_turn()  # one round uncounted: caches warm, modules imported, the pass compiled
         our_turn()
+        clean()
         quick = max(seconds[0] * made.work[1], own[0] * made.work[0]) < 0.05
         seconds.clear()
         own.clear()
         gc.collect()
         rounds = sizes.rounds_small if quick else sizes.rounds_large
-        benchmark.pedantic(our_turn, setup=their_turn, rounds=rounds)
+
+        def before() -> None:
+            if len(own) % 2 == 0:
+                their_turn()
+
+        def after() -> None:
+            clean()
+            if len(own) % 2 == 0:  # the round that has just ended was an odd one
+                their_turn()
+
+        benchmark.pedantic(our_turn, setup=before, teardown=after, rounds=rounds)
         result = statistics.median(mine / yours for mine, yours in zip(own, seconds))
         benchmark.extra_info.update(ours=statistics.median(own), theirs=statistics.median(seconds))
     benchmark.extra_info.update(name=comparison.name, result=result)

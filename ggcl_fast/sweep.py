@@ -6,7 +6,7 @@ both lives give the same table and neither can be led outside the bytes it was g
 
 - it takes and returns plain arrays and integers, allocates nothing, raises nothing;
 - every position is checked against the size of the file and against the window before the read;
-- sizes are compared by division, so that nothing overflows an int64, whatever the file claims.
+- a product of dims is bounded in floating point before it is formed, so that nothing overflows an int64.
 
 It says *where* a record is wrong; the reader decodes that one record again to say *what* is wrong.
 """
@@ -95,7 +95,7 @@ def sweep(
             return BAD, index, position, gguf, n_ff
         if position < start or position + head > stop:
             return MORE, index, position, gguf, n_ff
-        at = (position - start) // 4
+        at = (position - start) >> 2
         if words[at] != n_dims or words[at + 2] != 0:
             return BAD, index, position, gguf, n_ff
         name_len = words[at + 1] + 0  # + 0 makes an int64 of a uint32 when compiled
@@ -117,18 +117,18 @@ def sweep(
         if ne0 != expected[1] or ne1 != expected_ne1 or ne1 == 0:
             return BAD, index, position, gguf, n_ff
 
-        offset = (position + head + name_len + 31) // 32 * 32
-        if offset > size or ne0 > (size - offset) // 4 // ne1:
+        offset = (position + head + name_len + 31) & -32
+        if 4.0 * ne0 * ne1 > 4e18 or offset + 4 * ne0 * ne1 > size:
             return BAD, index, position, gguf, n_ff
 
         renamed = 0
         if name_len != expected[4]:
             renamed = 1
         elif name_len > 0:
-            whole, tail = name_len // 4, name_len % 4
+            whole, tail = name_len >> 2, name_len & 3
             if position + head + 4 * whole + 4 > stop:
                 return MORE, index, position, gguf, n_ff
-            at += head // 4
+            at += head >> 2
             name = expected[3]
             for i in range(whole):
                 if words[at + i] != names[name + i]:
@@ -148,7 +148,7 @@ def sweep(
         row["gguf_offset"] = gguf
         index += 1
         position = offset + nbytes
-        gguf += (nbytes + 31) // 32 * 32
+        gguf += (nbytes + 31) & -32
         n_ff = ff
     return DONE, index, position, gguf, n_ff
 

@@ -33,10 +33,8 @@ def test_contenders_do_the_same_work(tmp_path: Path) -> None:
 
     over = contenders.Pass.over(source)
     over.jitted()()
-    rows = contenders.struct_reader(over.data, 582)
-    assert [(row[2], row[3], row[1]) for row in rows] == [
-        (row["offset"], row["nbytes"], (row["ne0"], row["ne1"])) for row in over.table
-    ]
+    assert len(over.table) == 582
+    assert contenders.struct_reader(over.data, over.planned) == over.table.tolist()
 
 
 @pytest.mark.parametrize("nbytes", [1_000_000, 2_000_000, 200_000_000])
