@@ -129,11 +129,12 @@ def sweep(
             if position + head + 4 * whole + 4 > stop:
                 return MORE, index, position, gguf, n_ff
             at += head >> 2
-            name = expected[3]
+            found = words[at : at + whole + 1]
+            name = names[expected[3] : expected[3] + whole + 1]
+            difference = (found[whole] ^ name[whole]) & ((1 << (8 * tail)) - 1)
             for i in range(whole):
-                if words[at + i] != names[name + i]:
-                    renamed = 1
-            if (words[at + whole] ^ names[name + whole]) & ((1 << (8 * tail)) - 1) != 0:
+                difference |= found[i] ^ name[i]
+            if difference != 0:
                 renamed = 1
 
         nbytes = 4 * ne0 * ne1
