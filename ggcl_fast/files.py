@@ -27,7 +27,6 @@ except ImportError:  # Windows, where an open file cannot be unlinked anyway
 __all__ = ["LONGEST_GATHER", "OutputFile", "check_target"]
 
 LONGEST_GATHER: Final = 1024  # pieces that one os.writev takes on Linux and macOS
-_WORTH_A_PIECE: Final = 16 << 10  # bytes; copying smaller pieces together costs less than handing each to the system
 _SUFFIX: Final = ".ggcl_fast-part"
 _FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -126,11 +125,9 @@ class OutputFile:
                     raise
 
     def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Append `pieces`, at most `LONGEST_GATHER` of them, in order; only small ones are copied together first."""
+        """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
         total = sum(map(len, pieces))
         self.nbytes += total
-        if total < _WORTH_A_PIECE * len(pieces):
-            pieces = [b"".join(pieces)]
         if hasattr(os, "writev"):
             written = os.writev(self._fd, pieces)
             if written == total:

@@ -7,7 +7,7 @@ reads that record once more, slowly, and says what is wrong, so that every such 
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -131,7 +131,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
 _PARAMETERS: Final = ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot")
 
 
-def _fields(source: Source, dtype: np.dtype[np.void], offset: int, what: str) -> dict[str, int | float]:
+def _fields(source: Source, dtype: np.dtype[np.void], offset: int, what: str) -> dict[str, Any]:
     """Decode one fixed record; `TruncatedError` where the file ends before it does."""
     data = read_at(source, offset, dtype.itemsize)
     if len(data) < dtype.itemsize:
@@ -153,7 +153,7 @@ def _header(source: Source) -> dict[str, int]:
             source=source.name, field="magic", offset=0, expected=f"{kinds.GGCL.signature!r}", found=found,
             hint=kind.hint if kind is not None else None,
         )  # fmt: skip
-    header = {field: int(value) for field, value in _fields(source, HEADER, 0, "header").items()}
+    header = _fields(source, HEADER, 0, "header")
 
     def check(field: str, wrong: bool, expected: str) -> None:
         if wrong:
@@ -181,7 +181,7 @@ def _written_n_ff(header: dict[str, int]) -> int:
 
 def _optimizer_header(source: Source, position: int, n_elements: int) -> dict[str, int]:
     """Read the fixed part of the optimizer state."""
-    fixed = {field: int(value) for field, value in _fields(source, OPTIMIZER, position, "optimizer header").items()}
+    fixed = _fields(source, OPTIMIZER, position, "optimizer header")
 
     def check(field: str, wrong: bool, expected: str) -> None:
         if wrong:
@@ -251,7 +251,7 @@ def _raise_end(source: Source, position: int, end: int) -> NoReturn:
 def _optimizer(source: Source, name: str, fixed: dict[str, int], position: int) -> Optimizer:
     """Read the closing record."""
     end = _fields(source, _END[name], position, f"{name} state")
-    stalled = int(end["n_no_improvement"])
+    stalled = end["n_no_improvement"]
     if stalled < 0:
         at = position + _END[name].itemsize - 4
         raise CheckpointError(
@@ -259,10 +259,10 @@ def _optimizer(source: Source, name: str, fixed: dict[str, int], position: int) 
         )
     common = (fixed["past"], fixed["nx"], fixed["iter"], fixed["just_initialized"] != 0)
     if name == "adam":
-        return Adam(*common, float(end["fx_best"]), float(end["fx_prev"]), stalled)
+        return Adam(*common, end["fx_best"], end["fx_prev"], stalled)
     return Lbfgs(
-        *common, fixed["lbfgs_m"], float(end["fx_best"]), float(end["step"]),
-        int(end["j"]), int(end["k"]), int(end["end"]), stalled,
+        *common, fixed["lbfgs_m"], end["fx_best"], end["step"],
+        end["j"], end["k"], end["end"], stalled,
     )  # fmt: skip
 
 

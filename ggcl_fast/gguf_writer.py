@@ -91,12 +91,12 @@ class BulkGGUFWriter(gguf.GGUFWriter):
         assert self.fout is not None
         head = cast(io.BytesIO, self.fout[0])
         self.write_padding(head, head.tell())
-        self._output.writev([head.getvalue()])
         copy_tensors(
             self._source,
             self._table["offset"],
             self._table["nbytes"],
             self._output,
+            head=head.getvalue(),
             progress=progress if callable(progress) else None,
         )
         self.state = gguf.WriterState.WEIGHTS

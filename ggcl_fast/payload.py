@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -52,9 +52,10 @@ def copy_tensors(
     sizes: _Numbers,
     output: Output,
     *,
+    head: bytes = b"",
     progress: Progress | None = None,
 ) -> None:
-    """Append tensors to `output`, each padded with zeros to `layout.ALIGNMENT`.
+    """Append `head`, then tensors, to `output`, each tensor padded with zeros to `layout.ALIGNMENT`.
 
     Parameters
     ----------
@@ -64,12 +65,15 @@ def copy_tensors(
         (n,) int64: where each tensor is in `source` and how long, in bytes, in the order of the output.
     output
         Where the bytes go.
+    head
+        What goes before the tensors.
     progress
         Called after each block.
     """
     if source.memory is not None:
-        _copy_from_memory(source.memory, offsets, sizes, output, progress)
+        _copy_from_memory(source.memory, offsets, sizes, output, head, progress)
         return
+    output.writev([head])
     for block, view, release in _read_ahead(source, _blocks(offsets.tolist(), sizes.tolist())):
         output.writev(_pieces(view, block.cuts))
         release()
@@ -78,19 +82,19 @@ def copy_tensors(
 
 
 def _copy_from_memory(
-    memory: memoryview, offsets: _Numbers, sizes: _Numbers, output: Output, progress: Progress | None
+    memory: memoryview, offsets: _Numbers, sizes: _Numbers, output: Output, head: bytes, progress: Progress | None
 ) -> None:
     """Hand out slices of `memory`; nothing is gained by blocks here."""
-    step = LONGEST_GATHER // 2
-    for first in range(0, len(offsets), step):
-        chosen = slice(first, first + step)
-        cuts = list(zip(offsets[chosen].tolist(), sizes[chosen].tolist()))
-        output.writev(_pieces(memory, [(offset, offset + size, -size % ALIGNMENT) for offset, size in cuts]))
+    cuts = zip(offsets.tolist(), (offsets + sizes).tolist(), (-sizes % ALIGNMENT).tolist())
+    pieces = [head, *_pieces(memory, cuts)]
+    for first in range(0, len(pieces), LONGEST_GATHER):
+        some = pieces[first : first + LONGEST_GATHER]
+        output.writev(some)
         if progress is not None:
-            progress(int(sizes[chosen].sum()))
+            progress(sum(map(len, some)))
 
 
-def _pieces(view: memoryview, cuts: list[tuple[int, int, int]]) -> list[bytes | memoryview]:
+def _pieces(view: memoryview, cuts: Iterable[tuple[int, int, int]]) -> list[bytes | memoryview]:
     """Slice `view`: start, stop and following padding of each piece."""
     pieces: list[bytes | memoryview] = []
     for start, stop, padding in cuts:
