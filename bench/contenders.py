@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,31 +193,11 @@ print(peak)"""
 # --- many files -----------------------------------------------------------------------------------------------------
 
 
-def in_threads(function: Callable[[Path], object], paths: list[Path], n_workers: int) -> None:
-    """Call `function` for each path, by so many threads."""
-    left = iter(paths)
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                path = next(left, None)
-            if path is None:
-                return
-            function(path)
-
-    workers = [threading.Thread(target=work) for _ in range(n_workers)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+def warm(_: int) -> None:
+    """Make a worker ready: modules imported, the pass compiled."""
+    sweep.compiled()
 
 
-def convert_into(folder: Path) -> Callable[[Path], object]:
-    """Return what converts one file into `folder`."""
-    return lambda path: ggcl_fast.convert(path, folder / (path.stem + ".gguf"), force=True)
-
-
-def copy_into(folder: Path) -> Callable[[Path], object]:
-    """Return what copies one file into `folder`."""
-    return lambda path: shutil.copyfile(path, folder / (path.stem + ".gguf"))
+def convert_one(source: Path, target: Path) -> int:
+    """Convert in a worker that is ready; returns the bytes written."""
+    return ggcl_fast.convert(source, target, force=True).target_bytes

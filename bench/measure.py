@@ -47,11 +47,12 @@ def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) 
             own.append((time.perf_counter() - begin) / made.work[0])
 
         quick = False
+        for _ in range(2):  # rounds not counted: caches warm, modules imported, the pass compiled, memory touched
+            clean()
+            their_turn()
+            our_turn()
         clean()
-        their_turn()  # one round uncounted: caches warm, modules imported, the pass compiled
-        our_turn()
-        clean()
-        quick = max(seconds[0] * made.work[1], own[0] * made.work[0]) < 0.05
+        quick = max(seconds[1] * made.work[1], own[1] * made.work[0]) < 0.05
         seconds.clear()
         own.clear()
         gc.collect()
@@ -67,6 +68,7 @@ def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) 
                 their_turn()
 
         benchmark.pedantic(our_turn, setup=before, teardown=after, rounds=rounds)
+        made.close()
         result = statistics.median(mine / yours for mine, yours in zip(own, seconds))
         benchmark.extra_info.update(ours=statistics.median(own), theirs=statistics.median(seconds))
     benchmark.extra_info.update(name=comparison.name, result=result)

@@ -113,6 +113,9 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         _raise_end(source, position, end)
 
     present = [n_lora + i for i in range(len(tensors)) if plan[i, 0]]
+    # As plain bytes: numpy copies structured rows field by field.
+    rows = table.view(f"V{TENSOR.itemsize}")
+    rows[n_lora : n_lora + len(present)] = rows[present]
     names = lora.names + tuple(optimizer_names[row - n_lora] for row in present)
     renamed = np.flatnonzero(table["renamed"][:n_lora])
     warnings = (_renamed_warning(source, lora, table, renamed),) if len(renamed) else ()
@@ -123,7 +126,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
         _optimizer(source, name, fixed, end),
         names,
-        np.concatenate((table[:n_lora], table[present])) if len(present) < len(tensors) else table[: len(names)],
+        table[: len(names)],
         warnings,
     )
 
