@@ -23,7 +23,14 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
         ratio = found[one.name]["result"]
         colour = _OPEN if one.target is None else _MET if ratio <= one.target else _MISSED
         axes.barh(row, ratio, color=colour, height=0.6)
-        axes.annotate(f"{ratio:.3g}", (ratio, row), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(
+            f"{ratio:.3g}",
+            (max(ratio, one.target or 0), row),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
         if one.target is not None:
             axes.plot([one.target] * 2, [row - 0.42, row + 0.42], color="black", linewidth=2)
     axes.set_xscale("log")
