@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import gguf
 import pytest
 
+from bench.contenders import write_plainly
 from ggcl_fast import finetune_gguf
 from ggcl_fast.checkpoint import Checkpoint
 from ggcl_fast.gguf_writer import BulkGGUFWriter
@@ -18,18 +18,6 @@ class Collected(bytearray):
     def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
         for piece in pieces:
             self += piece
-
-
-def plain(checkpoint: Checkpoint, path: Path) -> bytes:
-    writer = gguf.GGUFWriter(path, "llama")
-    finetune_gguf.add_keys(writer, checkpoint)
-    for name, tensor in checkpoint.tensors.items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +33,8 @@ def test_bytes_equal_those_of_the_plain_writer(data: bytes, tmp_path: Path) -> N
     with Checkpoint.from_buffer(data) as checkpoint:
         out = Collected()
         finetune_gguf.write(checkpoint, out)
-        assert bytes(out) == plain(checkpoint, tmp_path / "plain.gguf")
+        write_plainly(checkpoint, tmp_path / "plain.gguf")
+        assert bytes(out) == (tmp_path / "plain.gguf").read_bytes()
 
 
 def test_states_and_names_are_checked_as_in_the_plain_writer() -> None:
