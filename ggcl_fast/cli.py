@@ -14,12 +14,13 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from . import __version__
 from .errors import CheckpointError, printable
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .conversion import ConversionReport
     from .payload import Progress
 
@@ -155,7 +156,7 @@ def _line(report: ConversionReport) -> str:
     )
 
 
-def _describe(checkpoint: Any) -> None:
+def _describe(checkpoint: Checkpoint) -> None:
     """Print what the checkpoint holds, a line a subject."""
     for subject, value in (
         ("model", checkpoint.parameters),

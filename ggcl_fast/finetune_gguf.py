@@ -12,7 +12,7 @@ import gguf
 from .checkpoint import Adam, Checkpoint
 from .gguf_writer import BulkGGUFWriter
 from .payload import Output, Progress
-from .schema import LAYER_MODULES, MODEL_MODULES
+from .schema import MODULES
 
 __all__ = ["add_keys", "write"]
 
@@ -46,7 +46,7 @@ def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
     writer.add_block_count(model.n_layer)
     writer.add_rope_dimension_count(model.n_rot)
     writer.add_feed_forward_length(model.n_ff)
-    for module in MODEL_MODULES + LAYER_MODULES:
+    for module in MODULES:
         key = module.base_name.rpartition(".")[2]
         writer.add_uint32(f"training.lora.rank.{key}", checkpoint.ranks[module.rank])
 

@@ -7,6 +7,7 @@ reads that record once more, slowly, and says what is wrong, so that every such 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -16,7 +17,7 @@ from . import kinds
 from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
 from .errors import CheckpointError, NotACheckpointError, TruncatedError, printable
 from .layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
-from .schema import LAYER_MODULES, MODEL_MODULES, Schema, n_records, schema, smallest_size
+from .schema import MODULES, Schema, n_records, schema, smallest_size
 from .sources import Source, SourceFile, StrPath, read_at
 from .sweep import N_FF, Engine, pick_engine, walk
 
@@ -45,7 +46,6 @@ OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
 `layout.OPTIMIZER`.  past_loss_values is absent where past is 0."""
 
 _END: Final = {"adam": ADAM_END, "lbfgs": LBFGS_END}
-_MODULES: Final = MODEL_MODULES + LAYER_MODULES
 _LARGEST_NAME_SHOWN: Final = 256
 
 
@@ -84,7 +84,7 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     """Read the checkpoint that `source` holds; raises as `open_checkpoint` does."""
     header = _header(source)
-    ranks = {m.rank: header[m.rank] for m in _MODULES}
+    ranks = {m.rank: header[m.rank] for m in MODULES}
     dims = {"n_embd": header["n_embd"], "n_vocab": header["n_vocab"]}
     n_layer = header["n_layer"]
     lora = schema(n_layer)
@@ -144,6 +144,15 @@ def _fields(source: Source, dtype: np.dtype[np.void], offset: int, what: str) ->
     return dict(zip(dtype.names or (), np.frombuffer(data, dtype, 1)[0].item()))
 
 
+def _refuse(
+    source: Source, dtype: np.dtype[np.void], start: int, field: str, expected: str, found: dict[str, Any], of: str = ""
+) -> NoReturn:
+    """Raise that `field` of the fixed record at `start` has a value that it cannot have."""
+    assert dtype.fields is not None  # a fixed record
+    offset = start + dtype.fields[field][1]
+    raise CheckpointError(source=source.name, field=of + field, offset=offset, expected=expected, found=found[field])
+
+
 def _header(source: Source) -> dict[str, int]:
     """Read the fixed header and hold its numbers against each other and against the size of the file."""
     start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
@@ -157,17 +166,13 @@ def _header(source: Source) -> dict[str, int]:
             hint=kind.hint if kind is not None else None,
         )  # fmt: skip
     header = _fields(source, HEADER, 0, "header")
+    if header["version"] != GGCL_VERSION:
+        _refuse(source, HEADER, 0, "version", f"{GGCL_VERSION}, the only one ever written", header)
+    for field in ("n_vocab", "n_embd", *(m.rank for m in MODULES)):
+        if header[field] == 0:
+            _refuse(source, HEADER, 0, field, "at least 1", header)
 
-    def check(field: str, wrong: bool, expected: str) -> None:
-        if wrong:
-            at = HEADER.fields[field][1] if HEADER.fields is not None else None
-            raise CheckpointError(source=source.name, field=field, offset=at, expected=expected, found=header[field])
-
-    check("version", header["version"] != GGCL_VERSION, f"{GGCL_VERSION}, the only one ever written")
-    for field in ("n_vocab", "n_embd", *(m.rank for m in _MODULES)):
-        check(field, header[field] == 0, "at least 1")
-
-    needed = HEADER.itemsize + smallest_size(header["n_layer"], {m.rank: header[m.rank] for m in _MODULES}, header)
+    needed = HEADER.itemsize + smallest_size(header["n_layer"], header, header)
     if needed > source.size:
         raise TruncatedError(
             "the header announces more than the file holds", source=source.name, field="header", offset=0,
@@ -185,44 +190,39 @@ def _written_n_ff(header: dict[str, int]) -> int:
 def _optimizer_header(source: Source, position: int, n_elements: int) -> dict[str, int]:
     """Read the fixed part of the optimizer state."""
     fixed = _fields(source, OPTIMIZER, position, "optimizer header")
-
-    def check(field: str, wrong: bool, expected: str) -> None:
-        if wrong:
-            at = position + (OPTIMIZER.fields[field][1] if OPTIMIZER.fields is not None else 0)
-            raise CheckpointError(
-                source=source.name, field=f"optimizer {field}", offset=at, expected=expected, found=fixed[field]
-            )
-
-    check("version", fixed["version"] != OPTIMIZER_VERSION, str(OPTIMIZER_VERSION))
+    if fixed["version"] != OPTIMIZER_VERSION:
+        _refuse(source, OPTIMIZER, position, "version", str(OPTIMIZER_VERSION), fixed, "optimizer ")
     for field in ("past", "lbfgs_m", "iter"):
-        check(field, fixed[field] < 0, "at least 0")
-    check("nx", fixed["nx"] != n_elements, f"{n_elements}, the number of LoRA elements")
+        if fixed[field] < 0:
+            _refuse(source, OPTIMIZER, position, field, "at least 0", fixed, "optimizer ")
+    if fixed["nx"] != n_elements:
+        expected = f"{n_elements}, the number of LoRA elements"
+        _refuse(source, OPTIMIZER, position, "nx", expected, fixed, "optimizer ")
     return fixed
 
 
+def _optimizer_ne(name: str, fixed: dict[str, int]) -> list[list[int]]:
+    """Return the dims of each of the optimizer's records; an absent one has none."""
+    dims = ([fixed[dim] for dim in dims] for _, dims in OPTIMIZER_TENSORS[name])
+    return [ne if ne[0] else [] for ne in dims]
+
+
 def _optimizer_plan(name: str, fixed: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Return the plan of the optimizer's records for `sweep.sweep`; an absent one has n_dims 0."""
+    """Return the plan of the optimizer's records for `sweep.sweep`."""
     plan = np.zeros((len(OPTIMIZER_TENSORS[name]), 5), np.int64)
     plan[:, 2] = 1
-    for row, (_, dims) in enumerate(OPTIMIZER_TENSORS[name]):
-        ne = [fixed[dim] for dim in dims]
-        if ne[0]:
-            plan[row, 0] = len(ne)
-            plan[row, 1 : 1 + len(ne)] = ne
+    for row, ne in enumerate(_optimizer_ne(name, fixed)):
+        plan[row, 0] = len(ne)
+        plan[row, 1 : 1 + len(ne)] = ne
     return plan
 
 
 def _end_of(name: str, position: int, fixed: dict[str, int]) -> int:
     """Return the byte offset at which the closing record of optimizer `name` would stand, in Python integers."""
     position += OPTIMIZER.itemsize
-    for _, dims in OPTIMIZER_TENSORS[name]:
-        ne = [fixed[dim] for dim in dims]
-        present = ne[0] > 0
-        head = RECORD.itemsize + (4 * len(ne) if present else 0)
-        position = -(-(position + head) // ALIGNMENT) * ALIGNMENT
-        if present:
-            n_elements = ne[0] * (ne[1] if len(ne) > 1 else 1)
-            position += 4 * n_elements
+    for ne in _optimizer_ne(name, fixed):
+        position = -(-(position + RECORD.itemsize + 4 * len(ne)) // ALIGNMENT) * ALIGNMENT
+        position += 4 * math.prod(ne) if ne else 0
     return position
 
 
@@ -256,10 +256,7 @@ def _optimizer(source: Source, name: str, fixed: dict[str, int], position: int) 
     end = _fields(source, _END[name], position, f"{name} state")
     stalled = end["n_no_improvement"]
     if stalled < 0:
-        at = position + _END[name].itemsize - 4
-        raise CheckpointError(
-            source=source.name, field=f"{name} n_no_improvement", offset=at, expected="at least 0", found=stalled
-        )
+        _refuse(source, _END[name], position, "n_no_improvement", "at least 0", end, f"{name} ")
     common = (fixed["past"], fixed["nx"], fixed["iter"], fixed["just_initialized"] != 0)
     if name == "adam":
         return Adam(*common, end["fx_best"], end["fx_prev"], stalled)
@@ -300,7 +297,7 @@ def _explain(
     if name_len > source.size - at:
         fault(TruncatedError, "name", at, f"{name_len} bytes", f"{source.size - at}")
     at = -(-(at + name_len) // ALIGNMENT) * ALIGNMENT
-    nbytes = 4 * int(np.prod(np.array(dims, object))) if dims else 0
+    nbytes = 4 * math.prod(dims) if dims else 0
     fault(TruncatedError, "data", at, f"{nbytes} bytes", f"{max(0, source.size - at)}")
 
 

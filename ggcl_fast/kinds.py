@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from .layout import GGCL_MAGIC
+
 __all__ = ["GGCL", "LONGEST_SIGNATURE", "Kind", "recognise"]
 
 
@@ -21,7 +23,7 @@ class Kind(NamedTuple):
     """What serves it."""
 
 
-GGCL: Final = Kind(b"lcgg", "a finetune checkpoint (ggcl)")
+GGCL: Final = Kind(GGCL_MAGIC.to_bytes(4, "little"), "a finetune checkpoint (ggcl)")
 
 _OLD_MODEL: Final = "convert the original model anew with llama.cpp's convert_hf_to_gguf.py"
 _KINDS: Final = (

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .sweep import N_FF
 
-__all__ = ["LAYER_MODULES", "MODEL_MODULES", "Module", "Schema", "n_records", "schema", "smallest_size"]
+__all__ = ["LAYER_MODULES", "MODEL_MODULES", "MODULES", "Module", "Schema", "n_records", "schema", "smallest_size"]
 
 
 class Module(NamedTuple):
@@ -55,6 +55,9 @@ LAYER_MODULES: Final = (
     Module("feed_forward.w2", _T.FFN_DOWN, "w2", "n_ff", "n_embd"),
     Module("feed_forward.w3", _T.FFN_UP, "w3", "n_embd", "n_ff"),
 )
+
+MODULES: Final = MODEL_MODULES + LAYER_MODULES
+"""All twelve, in the order of the file; the last nine recur with every layer."""
 
 _DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff")
 _LARGEST_KEPT: Final = 1024  # layers; a schema is kept for the next file of that shape up to here
@@ -101,13 +104,10 @@ class Schema(NamedTuple):
         `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab; n_ff is left to the file.
         """
         plan = self.fixed.copy()
-        plan[:, 1] = np.array([ranks[m.rank] for m in _ALL], np.int64)[self.rank]
+        plan[:, 1] = np.array([ranks[m.rank] for m in MODULES], np.int64)[self.rank]
         values = {**dims, "one": 1, "n_ff": N_FF}
         plan[:, 2] = np.array([values[dim] for dim in _DIMS], np.int64)[self.dim]
         return plan
-
-
-_ALL: Final = MODEL_MODULES + LAYER_MODULES
 
 
 def schema(n_layer: int) -> Schema:
@@ -132,9 +132,9 @@ def _build(n_layer: int) -> Schema:
     fixed[:, 0] = 2
     fixed[:, 3] = np.cumsum(n_words) - n_words
     fixed[:, 4] = lengths
-    modules = list(range(len(MODEL_MODULES))) + list(range(len(MODEL_MODULES), len(_ALL))) * n_layer
+    modules = list(range(len(MODEL_MODULES))) + list(range(len(MODEL_MODULES), len(MODULES))) * n_layer
     module = np.array(modules, np.intp)
-    in_out = np.array([[_DIMS.index(m.n_in), _DIMS.index(m.n_out)] for m in _ALL], np.intp)
+    in_out = np.array([[_DIMS.index(m.n_in), _DIMS.index(m.n_out)] for m in MODULES], np.intp)
     return Schema(tuple(names), tuple(source_names), name_words, fixed, np.repeat(module, 2), in_out[module].ravel())
 
 

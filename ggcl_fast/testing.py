@@ -7,6 +7,7 @@ be held against the other, and it can be told to lie, so that the reader can be 
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def write_checkpoint(file: BinaryIO, shape: Shape = Shape(), *, seed: int = 0) -
         encoded = name.encode()
         file.write(struct.pack(f"<3I{len(ne)}I", len(ne), len(encoded), 0, *ne) + encoded)
         file.write(b"\0" * (-file.tell() % 32))
-        left = int(np.prod(np.array(ne, object))) if ne else 0
+        left = math.prod(ne) if ne else 0
         while left:
             n = min(left, _CHUNK)
             file.write((rng.random(n, np.float32) - np.float32(0.5)).astype("<f4").tobytes())
