@@ -75,7 +75,8 @@ def convert(
     target
         The GGUF file to write.  A symbolic link is followed, as `cp` does.
     ff
-        The feed-forward length that the file must have.  Not needed: its tensors tell.
+        The feed-forward length that the file must have.  Not needed: its tensors tell it, or in a file without
+        layers the header does.
     force
         Replace an existing target.
     dry_run
@@ -83,7 +84,7 @@ def convert(
     fsync
         Make the result survive a power failure before returning; without it that is left to the system.
     engine
-        What runs the pass over the records: see `sweep.pick_engine`.
+        What runs the pass over the records: see `sweep.pick_engine`.  An open `Checkpoint` has had its pass.
     progress
         Called now and then with the number of bytes moved since its last call.
 
@@ -103,7 +104,7 @@ def convert(
         return report._replace(seconds=time.perf_counter() - begin)
     checkpoint = source
     n_ff = checkpoint.parameters.n_ff
-    if ff is not None and ff != n_ff and checkpoint.parameters.n_layer:
+    if ff is not None and ff != n_ff:
         raise CheckpointError(
             "the feed-forward length asked for is not the file's", source=checkpoint.source.name, field="n_ff",
             expected=ff, found=n_ff, hint="leave it out: the tensors tell it",

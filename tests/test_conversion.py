@@ -150,6 +150,13 @@ def test_ff_asserts_and_never_overrides(n_ff: int | None, tmp_path: Path) -> Non
     assert not (tmp_path / "no.gguf").exists()
 
 
+def test_ff_is_held_against_the_header_where_there_are_no_layers(tmp_path: Path) -> None:
+    with ggcl_fast.Checkpoint.from_buffer(checkpoint_bytes(Shape(n_layer=0))) as checkpoint:
+        assert ggcl_fast.convert(checkpoint, tmp_path / "out.gguf", ff=96).n_ff == 96
+        with pytest.raises(ggcl_fast.CheckpointError, match="expected 97, found 96"):
+            ggcl_fast.convert(checkpoint, tmp_path / "no.gguf", ff=97)
+
+
 def test_a_dry_run_writes_nothing_and_tells_the_size(tmp_path: Path) -> None:
     report = ggcl_fast.convert(DATA / "adam.ggcl", tmp_path / "out.gguf", dry_run=True)
     assert report.dry_run
