@@ -161,7 +161,9 @@ class Pass:
 def process(*command: str | Path) -> Run:
     """Return a run of a whole process."""
     words = [str(word) for word in command]
-    return lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    # Modules as an installation has them, compiled: a variable of the caller's must not make each run compile ours.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def command(source: Path, target: Path) -> Run:
