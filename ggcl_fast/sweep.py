@@ -39,8 +39,8 @@ __all__ = [
 Engine = Literal["auto", "numba", "python"]
 ENGINES: Final[tuple[Engine, ...]] = ("auto", "numba", "python")
 
-_START_COLD: Final = 80_000  # records that the interpreter sweeps in the time that numba's import and start take
-_START_IMPORTED: Final = 40_000  # the same where numba is imported already
+_START_COLD: Final = 130_000  # records that the interpreter sweeps in the time that numba's import and start take
+_START_IMPORTED: Final = 100_000  # the same where numba is imported already
 
 DONE: Final = 0  # every record of the plan was found as planned
 MORE: Final = 1  # the record at the returned position is outside the window: call again with another one
@@ -217,9 +217,9 @@ def pick_engine(engine: Engine, n_records: int) -> Literal["numba", "python"]:
     one file never waits for numba, thousands of them soon run compiled, and the whole never costs more than twice
     what knowing the number of files beforehand would.  Where the pass is compiled already it is used.
 
-    Measured on 2 cores of an AMD EPYC (Milan), Python 3.11, numba 0.68: the interpreter takes 6.5 us a record, the
-    compiled pass 0.02 us; numba's import takes 0.26 s and its first call 0.24 s from its cache on disk (0.86 s
-    without).  That makes 80,000 records, about 140 checkpoints of 7B models, or 40,000 where numba is imported already.
+    Measured on 2 cores of an AMD EPYC (Milan), Python 3.11, numba 0.68: the interpreter takes 6.7 us a record, the
+    compiled pass 0.02 us; numba's import takes 0.22 s and the compilation 0.65 s.  That makes 130,000 records, about
+    220 checkpoints of 7B models, or 100,000 where numba is imported already.
 
     Parameters
     ----------
@@ -249,7 +249,12 @@ def pick_engine(engine: Engine, n_records: int) -> Literal["numba", "python"]:
 
 @functools.cache
 def compiled() -> Any:
-    """Return `sweep` compiled by numba: without the GIL, for one signature, cached on disk where that is possible."""
+    """Return `sweep` compiled by numba, without the GIL and for one signature.
+
+    It is compiled anew in each process that wants it, which takes 0.4 s longer than numba's cache on disk would.
+    That cache cannot be made safe: it writes an index, then the code that the index speaks of, so a process that is
+    killed in between leaves a new index beside the code of an older version, which every later process then runs.
+    """
     import numba
 
     types: Any = numba.types
@@ -257,7 +262,4 @@ def compiled() -> Any:
     words = types.Array(types.uint32, 1, "C", readonly=True)
     table = numba.from_dtype(layout.TENSOR)[::1]
     signature = types.UniTuple(i8, 5)(words, i8, i8, i8[:, ::1], words, table, i8, i8, i8, i8)
-    try:
-        return numba.njit(signature, nogil=True, cache=True)(sweep)
-    except RuntimeError:  # no folder to keep the cache in
-        return numba.njit(signature, nogil=True)(sweep)
+    return numba.njit(signature, nogil=True)(sweep)

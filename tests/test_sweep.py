@@ -53,7 +53,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(("imported", "price"), [(True, 40_000), (False, 80_000)])
+@pytest.mark.parametrize(("imported", "price"), [(True, 100_000), (False, 130_000)])
 def test_auto_changes_over_when_numba_would_have_paid(
     imported: bool, price: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,16 +86,3 @@ assert "gguf" in sys.modules and not {"numba", "tqdm"} & set(sys.modules)
 
 def test_one_small_file_is_converted_without_numba() -> None:
     subprocess.run([sys.executable, "-c", IMPORTS, DATA / "adam.ggcl", "out.gguf"], check=True)
-
-
-def test_no_folder_for_the_cache_is_no_failure() -> None:
-    code = (
-        "import numba, ggcl_fast\n"
-        "def njit(*args, cache=False, **options):\n"
-        "    if cache: raise RuntimeError('cannot cache function')\n"
-        "    return real(*args, **options)\n"
-        "real, numba.njit = numba.njit, njit\n"
-        "import sys; ggcl_fast.open_checkpoint(sys.argv[1], engine='numba')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, DATA / "adam.ggcl"], check=True, capture_output=True)
-    assert done.stderr == b""
