@@ -19,7 +19,7 @@ import numpy as np
 
 import ggcl_fast
 from ggcl_fast import finetune_gguf, ggcl, layout, sweep
-from ggcl_fast.schema import schema
+from ggcl_fast.schema import schemas
 from ggcl_fast.sources import SourceBuffer
 from ggcl_fast.testing import SHAPE_7B, SHAPE_13B, Shape, write_checkpoint
 
@@ -137,7 +137,7 @@ class Pass:
         data = path.read_bytes()
         opened = ggcl.read(SourceBuffer(data))
         p = opened.parameters
-        lora = schema(p.n_layer)
+        (lora,) = schemas(p.n_layer)
         plan = lora.plan(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})
         table = opened.table[: len(plan)]
         planned = list(zip(map(str.encode, lora.source_names), table["ne0"].tolist(), table["ne1"].tolist()))

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--force", action="store_true", help="replace OUT where it exists")
     parser.add_argument("-n", "--dry-run", action="store_true", help="read and check everything, write nothing")
     parser.add_argument("--fsync", action="store_true", help="make the result survive a power failure before returning")
+    parser.add_argument("--check-finite", action="store_true", help="fail where a tensor has NaN or infinite values")
     parser.add_argument(
         "--engine", choices=_ENGINES, default="auto", help="what walks the file; auto (the default) takes what pays"
     )
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _signals_as_exceptions():
             return _run(args)
     except _Stopped as stop:
-        return _fail(f"interrupted by {stop.signal.name}; nothing was written", 128 + stop.signal)
+        return _fail(f"interrupted by {stop.signal.name}; no part of a file is left behind", 128 + stop.signal)
     except CheckpointError as error:
         return _fail(str(error))
     except OSError as error:
@@ -136,6 +137,7 @@ def _run(args: argparse.Namespace) -> int:
                 force=args.force,
                 dry_run=args.dry_run,
                 fsync=args.fsync,
+                check_finite=args.check_finite,
                 progress=progress,
             )
     if not args.quiet:

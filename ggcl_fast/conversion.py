@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from . import finetune_gguf
+from . import finetune_gguf, finite
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .files import OutputFile, check_target
@@ -60,6 +60,7 @@ def convert(
     force: bool = False,
     dry_run: bool = False,
     fsync: bool = False,
+    check_finite: bool = False,
     engine: Engine = "auto",
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -83,6 +84,8 @@ def convert(
         Read and check everything, and write nothing.
     fsync
         Make the result survive a power failure before returning; without it that is left to the system.
+    check_finite
+        Fail where a tensor has NaN or infinite values.  Without it they are carried over like all others.
     engine
         What runs the pass over the records: see `sweep.pick_engine`.  An open `Checkpoint` has had its pass.
     progress
@@ -100,7 +103,10 @@ def convert(
     begin = time.perf_counter()
     if not isinstance(source, Checkpoint):
         with open_checkpoint(source, engine=engine) as checkpoint:
-            report = convert(checkpoint, target, ff=ff, force=force, dry_run=dry_run, fsync=fsync, progress=progress)
+            report = convert(
+                checkpoint, target, ff=ff, force=force, dry_run=dry_run, fsync=fsync, check_finite=check_finite,
+                progress=progress,
+            )  # fmt: skip
         return report._replace(seconds=time.perf_counter() - begin)
     checkpoint = source
     n_ff = checkpoint.parameters.n_ff
@@ -110,6 +116,8 @@ def convert(
             expected=ff, found=n_ff, hint="leave it out: the tensors tell it",
         )  # fmt: skip
     path = check_target(checkpoint.source, target, force=force)
+    if check_finite:
+        finite.check_finite(checkpoint)
     if dry_run:
         nowhere = _Nowhere()
         finetune_gguf.write(checkpoint, nowhere, progress)

@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -80,23 +80,33 @@ class OutputFile:
         Make the file, then its folder, reach the disk before the block ends.
     """
 
+    _fd = -1
+    _part = ""
+
     def __init__(self, path: str, *, fsync: bool = False) -> None:
         self.path = path
         self.nbytes = 0
         """Bytes written so far."""
         self._fsync = fsync
-        self._fd = -1
-        self._part = ""
+        self._reserved = 0
 
     def __enter__(self) -> OutputFile:
         try:
-            self._create()
-        except BaseException as error:
-            if isinstance(error, OSError):
-                error.filename = self.path  # the user knows nothing of the temporary name
+            with self._naming_the_target():
+                self._create()
+        except BaseException:
             self._discard()
             raise
         return self
+
+    @contextlib.contextmanager
+    def _naming_the_target(self) -> Iterator[None]:
+        """Make an `OSError` tell of the target: the user knows nothing of a temporary name."""
+        try:
+            yield
+        except OSError as error:
+            error.filename, error.filename2 = self.path, None
+            raise
 
     def _create(self) -> None:
         folder, name = os.path.split(self.path)
@@ -112,14 +122,15 @@ class OutputFile:
                     continue
                 if _lock(self._fd) is not False and _is_linked(self._fd, self._part):
                     return
-                os.close(self._fd)  # another run took it for a leftover before it was locked
-                self._fd = -1
+                self._close()  # another run took it for a leftover before it was locked
 
     def preallocate(self, nbytes: int) -> None:
         """Reserve `nbytes`, so that a full disk shows before the work and the blocks lie together; where supported."""
         if hasattr(os, "posix_fallocate"):
+            self._reserved = nbytes
             try:
-                os.posix_fallocate(self._fd, 0, nbytes)
+                with self._naming_the_target():
+                    os.posix_fallocate(self._fd, 0, nbytes)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV):
                     raise
@@ -128,13 +139,13 @@ class OutputFile:
         """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
         total = sum(map(len, pieces))
         self.nbytes += total
-        if hasattr(os, "writev"):
-            written = os.writev(self._fd, pieces)
-            if written == total:
-                return
-        else:
-            written = 0
-        # A short write, rare on disks: one piece after the other from where it stopped.
+        with self._naming_the_target():
+            written = os.writev(self._fd, pieces) if hasattr(os, "writev") else 0
+            if written < total:  # a short write, rare on disks
+                self._write_rest(pieces, written)
+
+    def _write_rest(self, pieces: Sequence[bytes | memoryview], written: int) -> None:
+        """Write what follows the first `written` bytes of `pieces`, one piece after the other."""
         for piece in pieces:
             if written >= len(piece):
                 written -= len(piece)
@@ -144,7 +155,7 @@ class OutputFile:
             while rest:
                 n = os.write(self._fd, rest)
                 if n == 0:
-                    raise OSError(errno.EIO, "Nothing could be written", self.path)
+                    raise OSError(errno.EIO, "Nothing could be written")
                 rest = rest[n:]
 
     def __exit__(
@@ -152,32 +163,36 @@ class OutputFile:
     ) -> None:
         try:
             if error is None:
-                self._commit()
+                with self._naming_the_target():
+                    self._commit()
         finally:
             self._discard()
 
     def _commit(self) -> None:
-        os.ftruncate(self._fd, self.nbytes)
+        if self.nbytes < self._reserved:
+            os.ftruncate(self._fd, self.nbytes)
         if self._fsync:
             os.fsync(self._fd)
         if fcntl is None:  # Windows does not rename an open file
-            os.close(self._fd)
-            self._fd = -1
-        else:
-            # Some network file systems report a failed write only at close; the lock must outlive the rename.
-            os.close(os.dup(self._fd))
-            if not _is_linked(self._fd, self._part):
-                raise FileNotFoundError(errno.ENOENT, "The temporary file was removed by somebody else", self._part)
-        os.replace(self._part, self.path)
-        if self._fsync and fcntl is not None:
+            self._close()
+            os.replace(self._part, self.path)
+            return
+        # Some network file systems report a failed write only at close; the lock must outlive the rename.
+        os.close(os.dup(self._fd))
+        if not _is_linked(self._fd, self._part):
+            raise FileNotFoundError(errno.ENOENT, "The temporary file was removed by somebody else")
+        if self._fsync:
             folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
             try:
+                os.replace(self._part, self.path)
                 os.fsync(folder)
             finally:
                 os.close(folder)
+        else:
+            os.replace(self._part, self.path)
 
     def _discard(self) -> None:
-        """Remove the temporary file if it is still there and ours, and close it."""
+        """Remove the temporary file if it is still there and ours, and close it.  Can be called again at any point."""
         try:
             if self._fd < 0:
                 # An interrupt may have come between the file's creation and our knowing of it.
@@ -186,11 +201,19 @@ class OutputFile:
             elif fcntl is not None and _is_linked(self._fd, self._part):
                 os.unlink(self._part)
         finally:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._close()
             if fcntl is None and self._part:
                 _remove_abandoned(self._part)
+        self._part = ""
+
+    def __del__(self) -> None:
+        # Where an interrupt came on the threshold of the block: neither in it nor out of it.
+        self._discard()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 def _lock(fd: int) -> bool | None:

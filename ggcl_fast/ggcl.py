@@ -17,7 +17,7 @@ from . import kinds
 from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
 from .errors import CheckpointError, NotACheckpointError, TruncatedError, printable
 from .layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
-from .schema import MODULES, Schema, n_records, schema, smallest_size
+from .schema import MODULES, n_records, schemas, smallest_size
 from .sources import Source, SourceFile, StrPath, read_at
 from .sweep import N_FF, Engine, pick_engine, walk
 
@@ -46,6 +46,8 @@ OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
 `layout.OPTIMIZER`.  past_loss_values is absent where past is 0."""
 
 _END: Final = {"adam": ADAM_END, "lbfgs": LBFGS_END}
+_TITLE: Final = {"adam": "Adam", "lbfgs": "L-BFGS"}
+_NO_NAMES: Final = np.zeros(0, np.uint32)
 _LARGEST_NAME_SHOWN: Final = 256
 
 
@@ -85,18 +87,24 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     """Read the checkpoint that `source` holds; raises as `open_checkpoint` does."""
     header = _header(source)
     ranks = {m.rank: header[m.rank] for m in MODULES}
-    dims = {"n_embd": header["n_embd"], "n_vocab": header["n_vocab"]}
-    n_layer = header["n_layer"]
-    lora = schema(n_layer)
-    n_lora = n_records(n_layer)
+    n_lora = n_records(header["n_layer"])
     chosen = pick_engine(engine, n_lora)
 
     # Rows for the optimizer's tensors at the end; how many of them there are shows below.
     table = np.zeros(n_lora + max(map(len, OPTIMIZER_TENSORS.values())), TENSOR)
-    plan = lora.plan(ranks, dims)
-    index, position, gguf, n_ff = walk(source, plan, lora.name_words, table, position=HEADER.itemsize, engine=chosen)
-    if index < n_lora:
-        _explain(source, index, lora.names[index], plan[index], position, n_ff)
+    names: tuple[str, ...] = ()
+    expected_names: list[str] = []
+    position, gguf, n_ff = HEADER.itemsize, 0, 0
+    for lora in schemas(header["n_layer"]):
+        first = len(names)
+        plan = lora.plan(ranks, header)
+        index, position, gguf, n_ff = walk(
+            source, plan, lora.name_words, table[first:], position=position, gguf=gguf, n_ff=n_ff, engine=chosen
+        )
+        if index < len(plan):
+            _explain(source, first + index, lora.names[index], plan[index], position, n_ff)
+        names += lora.names
+        expected_names += [lora.source_names[i] for i in np.flatnonzero(table["renamed"][first : len(names)])[:1]]
 
     n_elements = int(table["nbytes"][:n_lora].sum()) // 4
     fixed = _optimizer_header(source, position, n_elements)
@@ -104,7 +112,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     tensors = OPTIMIZER_TENSORS[name]
     plan = _optimizer_plan(name, fixed)
     index, position, _, _ = walk(
-        source, plan, lora.name_words, table[n_lora:], position=position + OPTIMIZER.itemsize, gguf=gguf, engine=chosen
+        source, plan, _NO_NAMES, table[n_lora:], position=position + OPTIMIZER.itemsize, gguf=gguf, engine=chosen
     )
     optimizer_names = [f"optimizer.{name}.{tensor}" for tensor, _ in tensors]
     if index < len(tensors):
@@ -116,9 +124,8 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     # As plain bytes: numpy copies structured rows field by field.
     rows = table.view(f"V{TENSOR.itemsize}")
     rows[n_lora : n_lora + len(present)] = rows[present]
-    names = lora.names + tuple(optimizer_names[row - n_lora] for row in present)
-    renamed = np.flatnonzero(table["renamed"][:n_lora])
-    warnings = (_renamed_warning(source, lora, table, renamed),) if len(renamed) else ()
+    names += tuple(optimizer_names[row - n_lora] for row in present)
+    warnings = (_renamed_warning(source, expected_names[0], table[:n_lora]),) if expected_names else ()
     return Checkpoint(
         source,
         ModelParameters(**{name: header[name] for name in _PARAMETERS}, n_ff=n_ff or _written_n_ff(header)),
@@ -232,15 +239,16 @@ def _which_optimizer(source: Source, position: int, fixed: dict[str, int]) -> tu
     The file does not name its optimizer, but it ends exactly behind the closing record, and the sizes of all records
     follow from `fixed`.  L-BFGS state is always longer than Adam's of the same numbers, so at most one fits.
     """
-    starts = {name: _end_of(name, position, fixed) for name in _END}
+    starts = {name: _end_of(name, position, fixed) for name in _END if name == "adam" or fixed["lbfgs_m"] > 0}
     ends = {name: start + _END[name].itemsize for name, start in starts.items()}
     for name, end in ends.items():
-        if end == source.size and (name == "adam" or fixed["lbfgs_m"] > 0):
+        if end == source.size:
             return name, starts[name]
     kind = TruncatedError if source.size < ends["adam"] else CheckpointError
     raise kind(
         "the file's end fits no optimizer", source=source.name, field="optimizer state", offset=position,
-        expected=f"a file of {ends['adam']} bytes (Adam) or {ends['lbfgs']} bytes (L-BFGS)", found=source.size,
+        expected="a file of " + " or ".join(f"{end} bytes ({_TITLE[name]})" for name, end in ends.items()),
+        found=source.size,
     )  # fmt: skip
 
 
@@ -301,14 +309,15 @@ def _explain(
     fault(TruncatedError, "data", at, f"{nbytes} bytes", f"{max(0, source.size - at)}")
 
 
-def _renamed_warning(source: Source, lora: Schema, table: npt.NDArray[np.void], renamed: npt.NDArray[np.intp]) -> str:
+def _renamed_warning(source: Source, expected: str, table: npt.NDArray[np.void]) -> str:
     """Tell of tensors whose names are not those that finetune wrote; they are taken by position all the same."""
+    renamed = np.flatnonzero(table["renamed"])
     first = int(renamed[0])
     record = int(table["record"][first])
     name_len = int(np.frombuffer(read_at(source, record, RECORD.itemsize), RECORD)[0]["name_len"])
     found = bytes(read_at(source, record + RECORD.itemsize + 8, min(name_len, _LARGEST_NAME_SHOWN)))
     return (
-        f"{len(renamed)} of {len(lora.names)} tensors have unexpected names and were taken by their position; "
-        f"the first is tensor {first}, at offset {record} ({record:#x}): expected '{lora.source_names[first]}', "
+        f"{len(renamed)} of {len(table)} tensors have unexpected names and were taken by their position; "
+        f"the first is tensor {first}, at offset {record} ({record:#x}): expected '{expected}', "
         f"found '{printable(found)}'"
     )

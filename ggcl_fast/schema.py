@@ -7,6 +7,7 @@ B with ne = (rank, n_out).  Names on the GGUF side are gguf's own.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import gguf
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from .sweep import N_FF
 
-__all__ = ["LAYER_MODULES", "MODEL_MODULES", "MODULES", "Module", "Schema", "n_records", "schema", "smallest_size"]
+__all__ = ["LAYER_MODULES", "MODEL_MODULES", "MODULES", "Module", "Schema", "n_records", "schemas", "smallest_size"]
 
 
 class Module(NamedTuple):
@@ -60,7 +61,7 @@ MODULES: Final = MODEL_MODULES + LAYER_MODULES
 """All twelve, in the order of the file; the last nine recur with every layer."""
 
 _DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff")
-_LARGEST_KEPT: Final = 1024  # layers; a schema is kept for the next file of that shape up to here
+_LAYERS: Final = 512  # of one schema: what a file that lies about its layers can cost
 
 
 def n_records(n_layer: int) -> int:
@@ -83,7 +84,7 @@ def smallest_size(n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> 
 
 
 class Schema(NamedTuple):
-    """The records of a checkpoint with a given number of layers, one array entry a record."""
+    """Records of a checkpoint, one array entry a record."""
 
     names: tuple[str, ...]
     """GGUF names, such as ``blk.0.attn_q.weight.lora_a``."""
@@ -110,14 +111,23 @@ class Schema(NamedTuple):
         return plan
 
 
-def schema(n_layer: int) -> Schema:
-    """Return the `Schema` for `n_layer` layers.  Check against `smallest_size` before asking for a large one."""
-    return _kept_schema(n_layer) if n_layer <= _LARGEST_KEPT else _build(n_layer)
+def schemas(n_layer: int) -> Iterator[Schema]:
+    """Yield the records of a checkpoint with `n_layer` layers, piece by piece.
+
+    The first piece has the records of the model itself too.  Any real model is one piece.  A file that claims more
+    layers than it has is found out before the next piece is made.
+    """
+    for first in range(0, max(1, n_layer), _LAYERS):
+        yield _schema(first, min(n_layer, first + _LAYERS))
 
 
-def _build(n_layer: int) -> Schema:
-    prefixes = [("", "", m) for m in MODEL_MODULES]
-    prefixes += [(f"layers.{i}.", str(i), m) for i in range(n_layer) for m in LAYER_MODULES]
+@functools.lru_cache(maxsize=16)  # the next file is often of the same shape
+def _schema(first: int, stop: int) -> Schema:
+    """Return the records of the layers from `first` to before `stop`, after those of the model if `first` is 0."""
+    layers = range(first, stop)
+    of_model = MODEL_MODULES if first == 0 else ()
+    prefixes = [("", "", m) for m in of_model]
+    prefixes += [(f"layers.{i}.", str(i), m) for i in layers for m in LAYER_MODULES]
     source_names = [f"{prefix}{m.weight}.weight.lora{end}" for prefix, _, m in prefixes for end in "AB"]
     names = [f"{m.base_name.format(bid=i)}.weight.lora_{end}" for _, i, m in prefixes for end in "ab"]
 
@@ -132,10 +142,7 @@ def _build(n_layer: int) -> Schema:
     fixed[:, 0] = 2
     fixed[:, 3] = np.cumsum(n_words) - n_words
     fixed[:, 4] = lengths
-    modules = list(range(len(MODEL_MODULES))) + list(range(len(MODEL_MODULES), len(MODULES))) * n_layer
+    modules = list(range(len(of_model))) + list(range(len(MODEL_MODULES), len(MODULES))) * len(layers)
     module = np.array(modules, np.intp)
     in_out = np.array([[_DIMS.index(m.n_in), _DIMS.index(m.n_out)] for m in MODULES], np.intp)
     return Schema(tuple(names), tuple(source_names), name_words, fixed, np.repeat(module, 2), in_out[module].ravel())
-
-
-_kept_schema = functools.lru_cache(maxsize=16)(_build)

@@ -143,13 +143,17 @@ class SourceFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on.  Not for two threads at once."""
-        self._file.seek(offset)
         got = 0
-        while got < len(buffer):
-            n = self._file.readinto(buffer[got:])
-            if not n:
-                raise self._changed(f"it had {self.size} bytes, and now ends at {offset + got}")
-            got += n
+        try:
+            self._file.seek(offset)
+            while got < len(buffer):
+                n = self._file.readinto(buffer[got:])
+                if not n:
+                    raise self._changed(f"it had {self.size} bytes, and now ends at {offset + got}")
+                got += n
+        except OSError as error:
+            error.filename = self.name
+            raise
 
     def map(self) -> memoryview:
         """Return the bytes of a small file, or a map of a large one.

@@ -176,6 +176,7 @@ def walk(
     *,
     position: int,
     gguf: int = 0,
+    n_ff: int = 0,
     engine: Literal["numba", "python"],
 ) -> tuple[int, int, int, int]:
     """Sweep the records of `plan` from byte `position` of `source`, window by window.
@@ -185,7 +186,7 @@ def walk(
     """
     kernel, rows, view = (compiled(), plan, _array) if engine == "numba" else (sweep, plan.tolist(), _words)
     expected_names = names if engine == "numba" else names.data
-    status, index, n_ff = MORE, 0, 0
+    status, index = MORE, 0
     while status == MORE:
         start, window = source.window(position)
         status, index, position, gguf, n_ff = kernel(

@@ -13,7 +13,7 @@ import ggcl_fast
 PACKAGE = Path(ggcl_fast.__file__).parent
 # Downward: each module may import only from those after it.
 ORDER = (
-    "__main__", "cli", "conversion", "finetune_gguf", "gguf_writer", "payload", "files", "ggcl", "checkpoint",
+    "__main__", "cli", "conversion", "finite", "finetune_gguf", "gguf_writer", "payload", "files", "ggcl", "checkpoint",
     "sources", "schema", "sweep", "kinds", "layout", "errors",
 )  # fmt: skip
 
