@@ -108,7 +108,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
 
     n_elements = int(table["nbytes"][:n_lora].sum()) // 4
     fixed = _optimizer_header(source, position, n_elements)
-    name, end = _which_optimizer(source, position, fixed)
+    name = _which_optimizer(source, position, fixed)
     tensors = OPTIMIZER_TENSORS[name]
     plan = _optimizer_plan(name, fixed)
     index, position, _, _ = walk(
@@ -117,8 +117,6 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     optimizer_names = [f"optimizer.{name}.{tensor}" for tensor, _ in tensors]
     if index < len(tensors):
         _explain(source, n_lora + index, optimizer_names[index], plan[index], position, 0)
-    if position != end:
-        _raise_end(source, position, end)
 
     present = [n_lora + i for i in range(len(tensors)) if plan[i, 0]]
     # As plain bytes: numpy copies structured rows field by field.
@@ -131,7 +129,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         ModelParameters(**{name: header[name] for name in _PARAMETERS}, n_ff=n_ff or _written_n_ff(header)),
         ranks,
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
-        _optimizer(source, name, fixed, end),
+        _optimizer(source, name, fixed, position),
         names,
         table[: len(names)],
         warnings,
@@ -225,37 +223,30 @@ def _optimizer_plan(name: str, fixed: dict[str, int]) -> npt.NDArray[np.int64]:
 
 
 def _end_of(name: str, position: int, fixed: dict[str, int]) -> int:
-    """Return the byte offset at which the closing record of optimizer `name` would stand, in Python integers."""
+    """Return the size that a file with optimizer `name` would have, in Python integers."""
     position += OPTIMIZER.itemsize
     for ne in _optimizer_ne(name, fixed):
         position = -(-(position + RECORD.itemsize + 4 * len(ne)) // ALIGNMENT) * ALIGNMENT
         position += 4 * math.prod(ne) if ne else 0
-    return position
+    return position + _END[name].itemsize
 
 
-def _which_optimizer(source: Source, position: int, fixed: dict[str, int]) -> tuple[str, int]:
-    """Tell the optimizer, and where its closing record stands, from where each candidate would end.
+def _which_optimizer(source: Source, position: int, fixed: dict[str, int]) -> str:
+    """Tell the optimizer from where the file of each candidate would end.
 
     The file does not name its optimizer, but it ends exactly behind the closing record, and the sizes of all records
-    follow from `fixed`.  L-BFGS state is always longer than Adam's of the same numbers, so at most one fits.
+    follow from `fixed`.  L-BFGS state is always longer than Adam's of the same numbers, so at most one fits.  Its
+    records have no names; one that has moves all behind it by 32 bytes or more, past the end.
     """
-    starts = {name: _end_of(name, position, fixed) for name in _END if name == "adam" or fixed["lbfgs_m"] > 0}
-    ends = {name: start + _END[name].itemsize for name, start in starts.items()}
+    ends = {name: _end_of(name, position, fixed) for name in _END if name == "adam" or fixed["lbfgs_m"] > 0}
     for name, end in ends.items():
         if end == source.size:
-            return name, starts[name]
+            return name
     kind = TruncatedError if source.size < ends["adam"] else CheckpointError
     raise kind(
         "the file's end fits no optimizer", source=source.name, field="optimizer state", offset=position,
         expected="a file of " + " or ".join(f"{end} bytes ({_TITLE[name]})" for name, end in ends.items()),
         found=source.size,
-    )  # fmt: skip
-
-
-def _raise_end(source: Source, position: int, end: int) -> NoReturn:
-    raise CheckpointError(
-        "optimizer records with names", source=source.name, field="optimizer state", offset=position,
-        expected=f"closing record at {end}", found=position,
     )  # fmt: skip
 
 
@@ -300,13 +291,17 @@ def _explain(
     dims = tuple(int(word) for word in np.frombuffer(data, "<u4"))
     planned = (ne0, (n_ff or "n_ff") if ne1 == N_FF else ne1)[:n_dims]
     if dims != planned and not (planned[-1:] == ("n_ff",) and dims[0] == ne0 and dims[1] > 0):
-        fault(CheckpointError, "dims", at, "({})".format(", ".join(map(str, planned))), dims)
+        fault(CheckpointError, "dims", at, str(planned).replace("'", ""), dims)
     at += 4 * n_dims
     if name_len > source.size - at:
         fault(TruncatedError, "name", at, f"{name_len} bytes", f"{source.size - at}")
-    at = -(-(at + name_len) // ALIGNMENT) * ALIGNMENT
+    at += name_len
+    padding = -at % ALIGNMENT
+    if padding > source.size - at:
+        fault(TruncatedError, "padding", at, f"{padding} bytes", f"{source.size - at}")
+    at += padding
     nbytes = 4 * math.prod(dims) if dims else 0
-    fault(TruncatedError, "data", at, f"{nbytes} bytes", f"{max(0, source.size - at)}")
+    fault(TruncatedError, "data", at, f"{nbytes} bytes", f"{source.size - at}")
 
 
 def _renamed_warning(source: Source, expected: str, table: npt.NDArray[np.void]) -> str:

@@ -28,7 +28,7 @@ GGCL: Final = Kind(GGCL_MAGIC.to_bytes(4, "little"), "a finetune checkpoint (ggc
 _OLD_MODEL: Final = "convert the original model anew with llama.cpp's convert_hf_to_gguf.py"
 _KINDS: Final = (
     GGCL,
-    Kind(b"ggcl", "a byte-swapped checkpoint (ggcl)", "it was written on a big-endian machine; convert it there"),
+    Kind(b"ggcl", "a byte-swapped checkpoint (ggcl)", "from a big-endian machine; only little-endian ones can be read"),
     Kind(b"GGUF", "a GGUF file", "a finetune checkpoint in GGUF form needs no conversion; gguf-dump shows what it is"),
     Kind(b"algg", "a finetune adapter (ggla)", "convert the checkpoint that finetune wrote beside it"),
     Kind(

@@ -1,0 +1,57 @@
+"""Fuzzing, guided by coverage: ``python -m tests.fuzz FOLDER [libFuzzer's options]``, with the fuzz extra.
+
+FOLDER keeps the corpus; an empty one is filled with the real files, the sound ones and the hostile ones of the tests.
+``-max_total_time=600`` ends after ten minutes, ``-runs=1000000`` after a million executions.  Whatever breaks a promise
+ends the run and is written to ``crash-*``.
+"""
+
+import random
+import sys
+from pathlib import Path
+
+import atheris
+
+# The pass itself is instrumented only after numba has compiled it: instrumented code cannot be compiled.
+with atheris.instrument_imports(include=["ggcl_fast"], exclude=["ggcl_fast.sweep"]):
+    from ggcl_fast import sweep
+
+    from .hostile import HOSTILE
+    from .mutations import BASES, examine, mutate
+    from .reference import DATA, FIXTURES
+
+_LONGEST_FILE = 1 << 20
+_TRACED = 64  # of so many executions one is watched for its memory, which takes ten times as long
+
+
+def _try(data: bytes) -> None:
+    examine(data, traced=hash(data) % _TRACED == 0)
+
+
+def _mutate(data: bytes, longest: int, seed: int) -> bytes:
+    rng = random.Random(seed)
+    if rng.randrange(4) == 0:
+        return bytes(atheris.Mutate(data, longest))
+    for _ in range(rng.randrange(1, 4)):
+        data = mutate(data, rng)
+    return data[:longest]
+
+
+def main() -> None:
+    """Run the fuzzer; it ends the process."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        files = [(DATA / name).read_bytes() for name in FIXTURES]
+        for i, data in enumerate([*files, *BASES, *(one.data() for one in HOSTILE.values())]):
+            (folder / f"seed-{i}").write_bytes(data)
+    sweep.compiled()
+    atheris.instrument_func(sweep.sweep)
+    atheris.instrument_func(sweep.walk)
+    atheris.Setup([*sys.argv, f"-max_len={_LONGEST_FILE}"], _try, custom_mutator=_mutate)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Sound files made unsound, and what must hold for whatever comes out."""
+
+import contextlib
+import ctypes
+import mmap
+import random
+import struct
+import time
+import tracemalloc
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from ggcl_fast import Checkpoint, CheckpointError, finetune_gguf
+from ggcl_fast.conversion import _Nowhere
+from ggcl_fast.sweep import Engine, compiled
+from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
+
+ONES: Final = dict.fromkeys(RANKS, 1)
+BASES: Final = (
+    checkpoint_bytes(Shape()),
+    checkpoint_bytes(Shape(optimizer="lbfgs", lbfgs_m=2, past=3, ranks=ONES)),
+    checkpoint_bytes(Shape(n_layer=0, n_embd=1, n_vocab=1, n_mult=1, ranks=ONES)),
+    checkpoint_bytes(Shape(n_layer=1, n_embd=2, n_vocab=3, n_mult=1, past=1, ranks=ONES)),
+)
+"""Sound files small enough to be tried by the thousand."""
+
+ENGINES: Final[tuple[Engine, ...]] = ("numba", "python")
+LONGEST: Final = 1.0  # seconds that opening may take
+MEMORY: Final = 8  # times the file that opening may allocate at most, and
+CONSTANT: Final = 4 << 20  # bytes besides: the kept names and plan of up to 512 layers
+NUMBERS: Final = (0, 1, 2, 3, 4, 5, 8, 31, 32, 33, 64, 255, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
+
+
+def landmarks(data: bytes) -> list[int]:
+    """Offsets of the words of `data` that mean something, as far as it can be followed."""
+    found = list(range(0, min(92, len(data) - 3), 4))
+    at = 92
+    for _ in range(100):
+        if at + 20 > len(data):
+            break
+        n_dims, name_len = struct.unpack_from("<2I", data, at)
+        if n_dims > 2 or name_len > 200:
+            found += range(at, at + 20, 4)  # the optimizer's fixed part, or something mutated
+            at += 28
+            continue
+        dims = struct.unpack_from(f"<{n_dims}I", data, at + 12)
+        found += range(at, at + 12 + 4 * n_dims, 4)
+        at = -(-(at + 12 + 4 * n_dims + name_len) // 32) * 32
+        at += 4 * dims[0] * (dims[1] if n_dims == 2 else 1) if dims else 0
+    return found + list(range(max(0, len(data) - 24) & ~3, len(data) - 3, 4))
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Return `data` with one thing changed: a field, a cut, a swap, an insertion, a byte."""
+    places = landmarks(data) or [0]
+    changed = bytearray(data)
+    at = rng.choice(places)
+    other = rng.choice(places)
+    what = rng.randrange(10)
+    if what < 5 and len(data) >= at + 4:
+        old = int.from_bytes(data[at : at + 4], "little")
+        values = (rng.choice(NUMBERS), rng.getrandbits(32), old + 1, old - 1, 2 * old, old ^ 1 << rng.randrange(32))
+        struct.pack_into("<I", changed, at, rng.choice(values) & 0xFFFFFFFF)
+    elif what == 5:
+        del changed[rng.choice((at, rng.randrange(len(data) + 1), len(data) - rng.randrange(64))) :]
+    elif what == 6:
+        changed[at : at + 4], changed[other : other + 4] = changed[other : other + 4], changed[at : at + 4]
+    elif what == 7:
+        changed[at:at] = rng.choice((data[other : other + rng.randrange(600)], bytes(rng.randrange(70)), b"\xff" * 4))
+    elif what == 8:
+        del changed[at : at + rng.randrange(1, 70)]
+    elif changed:
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+class Guarded:
+    """Memory that ends where the next page cannot be read: reading past a buffer in it kills the process."""
+
+    def __init__(self, capacity: int = 1 << 20) -> None:
+        self._map = mmap.mmap(-1, capacity + mmap.PAGESIZE)
+        self._capacity = capacity
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(ctypes.c_void_p(address + capacity), ctypes.c_size_t(mmap.PAGESIZE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def holding(self, data: bytes) -> memoryview:
+        """Return a view of `data` at the end, up to the padding to whole words that the sweep wants."""
+        start = self._capacity - len(data) - (-len(data) % 4)
+        self._map[start : start + len(data)] = data
+        return memoryview(self._map)[start : start + len(data)]
+
+
+GUARDED: Final = Guarded()
+
+
+@contextlib.contextmanager
+def within_bounds(nbytes: int, *, traced: bool) -> Iterator[None]:
+    """Hold that the block takes neither too long nor too much memory for a file of `nbytes`."""
+    if traced:
+        tracemalloc.start()
+    begin = time.thread_time()
+    try:
+        yield
+    finally:
+        seconds = time.thread_time() - begin
+        peak = tracemalloc.get_traced_memory()[1] if traced else 0
+        tracemalloc.stop()
+    assert seconds < LONGEST, f"{seconds} s"
+    assert peak < MEMORY * nbytes + CONSTANT, f"{peak} bytes for a file of {nbytes}"
+
+
+def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, bytes]:
+    """Open and convert `data`; return what was said and the table, or raise because a promise was broken."""
+    checkpoint, said = None, ""
+    try:
+        with within_bounds(len(data), traced=traced):
+            checkpoint = Checkpoint.from_buffer(GUARDED.holding(data), engine=engine)
+    except CheckpointError as error:
+        said = f"{type(error).__name__}: {error}"
+    if checkpoint is None:
+        assert said.isprintable()
+        return said, b""
+    with checkpoint:
+        table = checkpoint.table
+        assert all(warning.isprintable() for warning in checkpoint.warnings)
+        assert (table["offset"] + table["nbytes"] <= len(data)).all()
+        assert (np.diff(table["gguf_offset"]) > 0).all()
+        assert len(checkpoint.names) == len(table)
+        nowhere = _Nowhere()
+        finetune_gguf.write(checkpoint, nowhere)
+        assert nowhere.nbytes > int(table["nbytes"].sum())
+        return " ".join(checkpoint.warnings), table.tobytes()
+
+
+def examine(data: bytes, *, traced: bool = False) -> None:
+    """Hold that both engines say the same of `data`, and that nothing else goes wrong."""
+    compiled()  # once in a process, and not a matter of the file
+    assert verdict(data, "numba", traced=traced) == verdict(data, "python", traced=traced)
