@@ -207,8 +207,8 @@ class OutputFile:
         self._part = ""
 
     def __del__(self) -> None:
-        # Where an interrupt came on the threshold of the block: neither in it nor out of it.
-        self._discard()
+        if self._part:  # an interrupt came on the threshold of the block: neither in it nor out of it
+            self._discard()
 
     def _close(self) -> None:
         if self._fd >= 0:
