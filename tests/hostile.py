@@ -117,6 +117,15 @@ def with_name(index: int, name: bytes, data: bytes = ADAM) -> bytes:
     raise ValueError("the padding of everything behind would change")
 
 
+def with_values(index: int, values: list[float], data: bytes = ADAM) -> bytes:
+    """Return `data` with other values at the start of the data of record `index`."""
+    return put(data, places(data).records[index].data, f"<{len(values)}f", *values)
+
+
+ODD: Final = with_values(3, [float("nan")], with_values(40, [1.0, float("inf"), float("-inf"), float("nan")]))
+"""Sound, but with values in two tensors that are not finite."""
+
+
 @dataclass(frozen=True)
 class Hostile:
     """One bad file."""

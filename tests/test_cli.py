@@ -19,6 +19,7 @@ from ggcl_fast.cli import main
 from ggcl_fast.sweep import ENGINES
 from ggcl_fast.testing import SHAPE_7B, Shape, write_checkpoint
 
+from .hostile import ODD
 from .reference import DATA
 
 ADAM = str(DATA / "adam.ggcl")
@@ -139,6 +140,15 @@ def test_a_failure_is_one_line_and_status_1(
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert not out.exists()
+
+
+def test_check_finite_names_the_tensors(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.ggcl"
+    source.write_bytes(ODD)
+    assert main(["--check-finite", str(source), str(out)]) == 1
+    assert "output_norm.weight.lora_b (1), blk.1.ffn_up.weight.lora_a (3)" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["--check-finite", ADAM, str(out)]) == 0
 
 
 def test_ff_names_both_numbers(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

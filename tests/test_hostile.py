@@ -17,7 +17,7 @@ from ggcl_fast.sweep import Engine
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import reference
-from .hostile import ADAM, HOSTILE, LBFGS, Hostile, places, put, with_name
+from .hostile import ADAM, HOSTILE, LBFGS, ODD, Hostile, places, put, with_name
 from .mutations import BASES, ENGINES, GUARDED, ONES, examine, mutate, verdict, within_bounds
 
 BAD = pytest.mark.parametrize("bad", HOSTILE.values(), ids=HOSTILE)
@@ -113,13 +113,6 @@ def test_padding_may_hold_anything(fixture: str, tmp_path: Path) -> None:
             dirty[at] = 0xEE
     assert dirty != data
     assert converted(bytes(dirty), tmp_path / "a")[0] == converted(data, tmp_path / "b")[0]
-
-
-def with_values(index: int, values: list[float], data: bytes = ADAM) -> bytes:
-    return put(data, places(data).records[index].data, f"<{len(values)}f", *values)
-
-
-ODD = with_values(3, [float("nan")], with_values(40, [1.0, float("inf"), float("-inf"), float("nan")]))
 
 
 def test_nan_and_infinity_are_carried_over(tmp_path: Path) -> None:

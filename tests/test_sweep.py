@@ -1,11 +1,15 @@
 """The pass over the records: both engines, windows, and the choice between them."""
 
+import hashlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import ggcl_fast
 from ggcl_fast import sweep
 from ggcl_fast.ggcl import read
 from ggcl_fast.sources import SourceBuffer
@@ -86,3 +90,48 @@ assert "gguf" in sys.modules and not {"numba", "tqdm"} & set(sys.modules)
 
 def test_one_small_file_is_converted_without_numba() -> None:
     subprocess.run([sys.executable, "-c", IMPORTS, DATA / "adam.ggcl", "out.gguf"], check=True)
+
+
+TABLE = """
+import hashlib, sys, ggcl_fast
+with ggcl_fast.open_checkpoint(sys.argv[1], engine="numba") as checkpoint:
+    print(hashlib.sha256(checkpoint.table.tobytes()).hexdigest())
+"""
+
+
+def test_processes_that_start_cold_at_once(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Sixteen at a time compile the pass: none crashes, all find the same, and no cache is left to be fought over."""
+    with ggcl_fast.open_checkpoint(DATA / "lbfgs.ggcl", engine="python") as checkpoint:
+        expected = hashlib.sha256(checkpoint.table.tobytes()).hexdigest() + "\n"
+    for number in range(pytestconfig.getoption("rounds")):
+        cache = tmp_path / str(number)
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", TABLE, DATA / "lbfgs.ggcl"], env=environment, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for _ in range(16)
+        ]  # fmt: skip
+        ends = [(*process.communicate(), process.returncode) for process in processes]
+        assert ends == [(expected, "", 0)] * 16
+        assert not cache.exists()
+
+
+READ_ONLY = """
+import builtins, os, sys
+def forbid(event, args):
+    if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        raise PermissionError(f"{args[0]} opened for writing")
+    if event in ("os.mkdir", "os.rename", "tempfile.mkstemp"):
+        raise PermissionError(f"{event} {args}")
+sys.addaudithook(forbid)
+"""
+
+
+def test_a_read_only_installation_works() -> None:
+    """Nothing is opened for writing anywhere, so that it does not matter what can be."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", READ_ONLY + TABLE, DATA / "lbfgs.ggcl"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
