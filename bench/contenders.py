@@ -18,9 +18,10 @@ import gguf
 import numpy as np
 
 import ggcl_fast
-from ggcl_fast import finetune_gguf, ggcl, layout, sweep
+from ggcl_fast import layout, readers, sweep
 from ggcl_fast.schema import schemas
 from ggcl_fast.sources import SourceBuffer
+from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import SHAPE_7B, SHAPE_13B, Shape, write_checkpoint
 
 Run = Callable[[], object]
@@ -135,7 +136,7 @@ class Pass:
     def over(cls, path: Path) -> Pass:
         """Prepare the pass over the checkpoint at `path`."""
         data = path.read_bytes()
-        opened = ggcl.read(SourceBuffer(data))
+        opened = readers.read(SourceBuffer(data))
         p = opened.parameters
         (lora,) = schemas(p.n_layer)
         plan = lora.plan(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})

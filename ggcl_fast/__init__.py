@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
     from .conversion import ConversionReport, convert
     from .errors import CheckpointError, NotACheckpointError, SourceChangedError, TruncatedError
-    from .ggcl import open_checkpoint
+    from .readers import open_checkpoint
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _HOMES = {
     "Training": "checkpoint",
     "TruncatedError": "errors",
     "convert": "conversion",
-    "open_checkpoint": "ggcl",
+    "open_checkpoint": "readers",
 }
 
 __all__ = [

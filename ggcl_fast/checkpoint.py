@@ -20,7 +20,7 @@ __all__ = ["Adam", "Checkpoint", "Lbfgs", "ModelParameters", "Optimizer", "Train
 
 
 class ModelParameters(NamedTuple):
-    """Shape of the base model, as the header of the checkpoint gives it (`layout.HEADER`)."""
+    """Shape of the base model, as the file gives it; 0 for what its kind of file does not tell."""
 
     n_vocab: int
     """Tokens in the vocabulary."""
@@ -36,6 +36,8 @@ class ModelParameters(NamedTuple):
     """Rotary dimensions per head."""
     n_ff: int
     """Feed-forward length: from the shapes of w1, w2 and w3, since the header does not store it."""
+    n_head_kv: int
+    """Heads of keys and values: fewer than n_head with grouped-query attention, which ggcl files never have."""
 
 
 class Training(NamedTuple):
@@ -186,10 +188,10 @@ class Checkpoint:
         TypeError
             `buffer` has no contiguous buffer.
         """
-        from . import ggcl
+        from . import readers
         from .sources import SourceBuffer
 
-        return ggcl.read(SourceBuffer(buffer, name), engine)
+        return readers.read(SourceBuffer(buffer, name), engine)
 
     @property
     def tensors(self) -> Mapping[str, npt.NDArray[np.float32]]:
@@ -197,7 +199,7 @@ class Checkpoint:
 
         LoRA pairs are ``<name>.weight.lora_a`` of shape (n_in, rank) and ``<name>.weight.lora_b`` of shape
         (n_out, rank); what training added to the base weight is ``lora_b @ lora_a.T``.  Optimizer tensors are
-        ``optimizer.<optimizer>.<name>`` of shape (n_parameters,), or as `ggcl.OPTIMIZER_TENSORS` says.
+        ``optimizer.<optimizer>.<name>`` of shape (n_parameters,), or as `readers.ggcl.OPTIMIZER_TENSORS` says.
 
         A file of more than `sources.SMALL` bytes is mapped at the first look-up: if somebody shortens it while you
         read the map, the operating system ends the process.  `convert` never does that.

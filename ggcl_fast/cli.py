@@ -124,7 +124,7 @@ def _fail(message: str, status: int = 1) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from .conversion import convert
-    from .ggcl import open_checkpoint
+    from .readers import open_checkpoint
 
     with open_checkpoint(args.source, engine=args.engine) as checkpoint:
         if args.verbose:

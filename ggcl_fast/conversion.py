@@ -7,14 +7,15 @@ import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from . import finetune_gguf, finite
+from . import finite
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .files import OutputFile, check_target
-from .ggcl import open_checkpoint
 from .payload import Progress
+from .readers import open_checkpoint
 from .sources import StrPath
 from .sweep import Engine
+from .targets import checkpoint as finetune_gguf
 
 __all__ = ["ConversionReport", "convert"]
 

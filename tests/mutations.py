@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from ggcl_fast import Checkpoint, CheckpointError, finetune_gguf
+from ggcl_fast import Checkpoint, CheckpointError
 from ggcl_fast.conversion import _Nowhere
 from ggcl_fast.sweep import Engine, compiled
+from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 ONES: Final = dict.fromkeys(RANKS, 1)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.contenders import write_plainly
-from ggcl_fast import finetune_gguf
 from ggcl_fast.checkpoint import Checkpoint
 from ggcl_fast.gguf_writer import BulkGGUFWriter
+from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from .reference import DATA, FIXTURES

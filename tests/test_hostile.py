@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ggcl_fast
-from ggcl_fast import Checkpoint, CheckpointError, NotACheckpointError, TruncatedError, ggcl, layout, sources, sweep
+from ggcl_fast import Checkpoint, CheckpointError, NotACheckpointError, TruncatedError, layout, sources, sweep
+from ggcl_fast.readers import ggcl
 from ggcl_fast.sweep import Engine
 from ggcl_fast.testing import Shape, checkpoint_bytes
 

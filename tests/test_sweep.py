@@ -11,7 +11,7 @@ import pytest
 
 import ggcl_fast
 from ggcl_fast import sweep
-from ggcl_fast.ggcl import read
+from ggcl_fast.readers import read
 from ggcl_fast.sources import SourceBuffer
 from ggcl_fast.testing import Shape, checkpoint_bytes
 

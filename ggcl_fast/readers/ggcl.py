@@ -13,15 +13,14 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import kinds
-from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
-from .errors import CheckpointError, NotACheckpointError, TruncatedError, printable
-from .layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
-from .schema import MODULES, n_records, schemas, smallest_size
-from .sources import Source, SourceFile, StrPath, read_at
-from .sweep import N_FF, Engine, pick_engine, walk
+from ..checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
+from ..errors import CheckpointError, TruncatedError, printable
+from ..layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
+from ..schema import MODULES, n_records, schemas, smallest_size
+from ..sources import Source, read_at
+from ..sweep import N_FF, Engine, pick_engine, walk
 
-__all__ = ["OPTIMIZER_TENSORS", "open_checkpoint", "read"]
+__all__ = ["OPTIMIZER_TENSORS", "read"]
 
 OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
     "adam": (
@@ -51,40 +50,8 @@ _NO_NAMES: Final = np.zeros(0, np.uint32)
 _LARGEST_NAME_SHOWN: Final = 256
 
 
-def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
-    """Open a ggcl checkpoint.
-
-    Reads the header, every tensor record and the optimizer state; tensor data only where it is asked for.
-
-    Parameters
-    ----------
-    path
-        A file on a local disk.
-    engine
-        What runs the pass over the records: see `sweep.pick_engine`.
-
-    Raises
-    ------
-    CheckpointError
-        The file is not a ggcl checkpoint, or not a sound one.
-    OSError
-        It cannot be opened or read.
-
-    Examples
-    --------
-    >>> with open_checkpoint("checkpoint.ggcl") as checkpoint:  # doctest: +SKIP
-    ...     delta = checkpoint.tensors["output.weight.lora_b"] @ checkpoint.tensors["output.weight.lora_a"].T
-    """
-    source = SourceFile(path)
-    try:
-        return read(source, engine)
-    except BaseException:
-        source.close()
-        raise
-
-
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:
-    """Read the checkpoint that `source` holds; raises as `open_checkpoint` does."""
+    """Read the ggcl file that `source` holds; raises as `readers.open_checkpoint` does."""
     header = _header(source)
     ranks = {m.rank: header[m.rank] for m in MODULES}
     n_lora = n_records(header["n_layer"])
@@ -126,7 +93,11 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     warnings = (_renamed_warning(source, expected_names[0], table[:n_lora]),) if expected_names else ()
     return Checkpoint(
         source,
-        ModelParameters(**{name: header[name] for name in _PARAMETERS}, n_ff=n_ff or _written_n_ff(header)),
+        ModelParameters(
+            **{name: header[name] for name in _PARAMETERS},
+            n_ff=n_ff or _written_n_ff(header),
+            n_head_kv=header["n_head"],
+        ),
         ranks,
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
         _optimizer(source, name, fixed, position),
@@ -160,16 +131,6 @@ def _refuse(
 
 def _header(source: Source) -> dict[str, int]:
     """Read the fixed header and hold its numbers against each other and against the size of the file."""
-    start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
-    kind = kinds.recognise(start)
-    if kind is not kinds.GGCL:
-        found = f"{bytes(start[:4])!r}" if start else "an empty file"
-        if kind is not None:
-            found += f", {kind.name}"
-        raise NotACheckpointError(
-            source=source.name, field="magic", offset=0, expected=f"{kinds.GGCL.signature!r}", found=found,
-            hint=kind.hint if kind is not None else None,
-        )  # fmt: skip
     header = _fields(source, HEADER, 0, "header")
     if header["version"] != GGCL_VERSION:
         _refuse(source, HEADER, 0, "version", f"{GGCL_VERSION}, the only one ever written", header)

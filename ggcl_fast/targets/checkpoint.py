@@ -9,10 +9,10 @@ from typing import Final
 
 import gguf
 
-from .checkpoint import Adam, Checkpoint
-from .gguf_writer import BulkGGUFWriter
-from .payload import Output, Progress
-from .schema import MODULES
+from ..checkpoint import Adam, Checkpoint
+from ..gguf_writer import BulkGGUFWriter
+from ..payload import Output, Progress
+from ..schema import MODULES
 
 __all__ = ["add_keys", "write"]
 

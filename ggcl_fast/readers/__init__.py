@@ -1,0 +1,68 @@
+"""What is read: one module for each kind of file, each of which gives a `Checkpoint`.
+
+To add a kind, write its module with a function ``read(source, engine)``, and name it in `_READERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+from .. import kinds
+from ..checkpoint import Checkpoint
+from ..errors import NotACheckpointError
+from ..sources import Source, SourceFile, StrPath, read_at
+from ..sweep import Engine
+
+__all__ = ["open_checkpoint", "read"]
+
+_READERS: Final = {kinds.GGCL: "ggcl"}
+
+
+def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
+    """Open a checkpoint.
+
+    Reads the header, every tensor record and the optimizer state; tensor data only where it is asked for.
+
+    Parameters
+    ----------
+    path
+        A file on a local disk.
+    engine
+        What runs the pass over the records of a ggcl file: see `sweep.pick_engine`.
+
+    Raises
+    ------
+    CheckpointError
+        The file is not a checkpoint, or not a sound one.
+    OSError
+        It cannot be opened or read.
+
+    Examples
+    --------
+    >>> with open_checkpoint("checkpoint.ggcl") as checkpoint:  # doctest: +SKIP
+    ...     delta = checkpoint.tensors["output.weight.lora_b"] @ checkpoint.tensors["output.weight.lora_a"].T
+    """
+    source = SourceFile(path)
+    try:
+        return read(source, engine)
+    except BaseException:
+        source.close()
+        raise
+
+
+def read(source: Source, engine: Engine = "auto") -> Checkpoint:
+    """Read the checkpoint that `source` holds, whatever its kind; raises as `open_checkpoint` does."""
+    start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
+    kind = kinds.recognise(start)
+    if kind not in _READERS:
+        found = f"{start[:4]!r}" if start else "an empty file"
+        if kind is not None:
+            found += f", {kind.name}"
+        raise NotACheckpointError(
+            source=source.name, field="magic", offset=0, expected=f"{kinds.GGCL.signature!r}", found=found,
+            hint=kind.hint if kind is not None else None,
+        )  # fmt: skip
+    reader = importlib.import_module(f"{__name__}.{_READERS[kind]}")
+    checkpoint: Checkpoint = reader.read(source, engine)
+    return checkpoint
