@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batch import Job, JobResult, convert_many
     from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
     from .conversion import ConversionReport, convert
     from .errors import CheckpointError, NotACheckpointError, SourceChangedError, TruncatedError
@@ -27,6 +28,8 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "ConversionReport": "conversion",
+    "Job": "batch",
+    "JobResult": "batch",
     "Lbfgs": "checkpoint",
     "ModelParameters": "checkpoint",
     "NotACheckpointError": "errors",
@@ -35,12 +38,14 @@ _HOMES = {
     "Training": "checkpoint",
     "TruncatedError": "errors",
     "convert": "conversion",
+    "convert_many": "batch",
     "open_checkpoint": "readers",
 }
 
 __all__ = [
-    "Adam", "Checkpoint", "CheckpointError", "ConversionReport", "Lbfgs", "ModelParameters", "NotACheckpointError",
-    "Optimizer", "SourceChangedError", "Training", "TruncatedError", "__version__", "convert", "open_checkpoint",
+    "Adam", "Checkpoint", "CheckpointError", "ConversionReport", "Job", "JobResult", "Lbfgs", "ModelParameters",
+    "NotACheckpointError", "Optimizer", "SourceChangedError", "Training", "TruncatedError", "__version__", "convert", "convert_many",
+    "open_checkpoint",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from . import finite
 from .checkpoint import Checkpoint
@@ -13,11 +13,14 @@ from .errors import CheckpointError
 from .files import OutputFile, check_target
 from .payload import Progress
 from .readers import open_checkpoint
-from .sources import StrPath
+from .sources import Source, StrPath, is_url
 from .sweep import Engine
 from .targets import checkpoint as finetune_gguf
 
-__all__ = ["ConversionReport", "convert"]
+if TYPE_CHECKING:
+    from .remote import RemoteOutput
+
+__all__ = ["ConversionReport", "convert", "target_exists"]
 
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
 
@@ -53,12 +56,31 @@ class _Nowhere:
         self.nbytes += sum(map(len, pieces))
 
 
+def _output(source: Source, target: StrPath, *, force: bool, fsync: bool, parents: bool) -> OutputFile | RemoteOutput:
+    """Return the output that `target` names; nothing is made before its ``with`` block."""
+    if is_url(target):
+        from .remote import RemoteOutput
+
+        return RemoteOutput(str(target), source, force=force)
+    return OutputFile(check_target(source, target, force=force, parents=parents), fsync=fsync, parents=parents)
+
+
+def target_exists(target: StrPath) -> bool:
+    """Tell whether there is something at `target`, a path or a URL; what is there is whole."""
+    if is_url(target):
+        from .remote import remote_exists
+
+        return remote_exists(str(target))
+    return os.path.exists(target)
+
+
 def convert(
     source: StrPath | Checkpoint,
     target: StrPath,
     *,
     ff: int | None = None,
     force: bool = False,
+    parents: bool = False,
     dry_run: bool = False,
     fsync: bool = False,
     check_finite: bool = False,
@@ -73,18 +95,21 @@ def convert(
     Parameters
     ----------
     source
-        A ggcl file, or a `Checkpoint` that is open.
+        A ggcl file, a URL of one (extra ``remote``), or a `Checkpoint` that is open.
     target
-        The GGUF file to write.  A symbolic link is followed, as `cp` does.
+        The GGUF file to write, or a URL.  A symbolic link is followed, as `cp` does.
     ff
         The feed-forward length that the file must have.  Not needed: its tensors tell it, or in a file without
         layers the header does.
     force
         Replace an existing target.
+    parents
+        Make the folders above the target where they are missing.
     dry_run
         Read and check everything, and write nothing.
     fsync
-        Make the result survive a power failure before returning; without it that is left to the system.
+        Make the result survive a power failure before returning; without it that is left to the system.  Stores
+        behind URLs have their own rules.
     check_finite
         Fail where a tensor has NaN or infinite values.  Without it they are carried over like all others.
     engine
@@ -105,7 +130,7 @@ def convert(
     if not isinstance(source, Checkpoint):
         with open_checkpoint(source, engine=engine) as checkpoint:
             report = convert(
-                checkpoint, target, ff=ff, force=force, dry_run=dry_run, fsync=fsync, check_finite=check_finite,
+                checkpoint, target, ff=ff, force=force, parents=parents, dry_run=dry_run, fsync=fsync, check_finite=check_finite,
                 progress=progress,
             )  # fmt: skip
         return report._replace(seconds=time.perf_counter() - begin)
@@ -116,7 +141,7 @@ def convert(
             "the feed-forward length asked for is not the file's", source=checkpoint.source.name, field="n_ff",
             expected=ff, found=n_ff, hint="leave it out: the tensors tell it",
         )  # fmt: skip
-    path = check_target(checkpoint.source, target, force=force)
+    output = _output(checkpoint.source, target, force=force, fsync=fsync, parents=parents)
     if check_finite:
         finite.check_finite(checkpoint)
     if dry_run:
@@ -124,7 +149,7 @@ def convert(
         finetune_gguf.write(checkpoint, nowhere, progress)
         nbytes = nowhere.nbytes
     else:
-        with OutputFile(path, fsync=fsync) as output:
+        with output:
             if checkpoint.source.size >= _PREALLOCATED:
                 output.preallocate(checkpoint.source.size)
             finetune_gguf.write(checkpoint, output, progress)
@@ -132,7 +157,7 @@ def convert(
         nbytes = output.nbytes
     return ConversionReport(
         source=checkpoint.source.name,
-        target=os.fspath(target),
+        target=output.path if is_url(target) else os.fspath(target),
         n_tensors=len(checkpoint.names),
         source_bytes=checkpoint.source.size,
         target_bytes=nbytes,

@@ -33,13 +33,13 @@ _FLAGS: Final = (
 )  # fmt: skip
 
 
-def check_target(source: Source, target: StrPath, *, force: bool) -> str:
+def check_target(source: Source, target: StrPath, *, force: bool, parents: bool = False) -> str:
     """Return the path that writing to `target` would create, symbolic links followed as `cp` follows them.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        There is no folder to write it into.
+        There is no folder to write it into, and `parents` is false.
     FileExistsError
         There is such a file and `force` is false, or it is not a regular file.
     IsADirectoryError
@@ -52,7 +52,7 @@ def check_target(source: Source, target: StrPath, *, force: bool) -> str:
         status = os.stat(path)
     except FileNotFoundError:
         folder = os.path.dirname(path)
-        if not os.path.isdir(folder):
+        if not os.path.isdir(folder) and not (parents and not os.path.exists(folder)):
             missing = errno.ENOTDIR if os.path.exists(folder) else errno.ENOENT
             raise OSError(missing, "The target's folder is not there", os.fspath(target)) from None
         return path
@@ -78,16 +78,19 @@ class OutputFile:
         The target, as `check_target` returned it.
     fsync
         Make the file, then its folder, reach the disk before the block ends.
+    parents
+        Make the folders above it where they are missing.
     """
 
     _fd = -1
     _part = ""
 
-    def __init__(self, path: str, *, fsync: bool = False) -> None:
+    def __init__(self, path: str, *, fsync: bool = False, parents: bool = False) -> None:
         self.path = path
         self.nbytes = 0
         """Bytes written so far."""
         self._fsync = fsync
+        self._parents = parents
         self._reserved = 0
 
     def __enter__(self) -> OutputFile:
@@ -110,6 +113,8 @@ class OutputFile:
 
     def _create(self) -> None:
         folder, name = os.path.split(self.path)
+        if self._parents:
+            os.makedirs(folder, exist_ok=True)
         short = os.fsdecode(os.fsencode(name)[:200])  # names end at 255 bytes on common file systems
         for number in itertools.count():
             self._part = os.path.join(folder, f".{short}.{number}{_SUFFIX}")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import stat
+from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
 import numpy as np
@@ -18,11 +20,16 @@ import numpy as np
 from .errors import SourceChangedError
 from .sweep import WINDOW
 
-__all__ = ["SMALL", "Buffer", "Source", "SourceBuffer", "SourceFile", "StrPath"]
+__all__ = ["SMALL", "Buffer", "Source", "SourceBuffer", "SourceFile", "StrPath", "is_url", "read_at"]
 
 StrPath = str | os.PathLike[str]
 Buffer = bytes | bytearray | memoryview | mmap.mmap | np.ndarray
 SMALL: Final = 4 << 20  # files up to this many bytes are read once, whole, when they are opened
+
+
+def is_url(path: StrPath) -> bool:
+    """Tell whether `path` is a URL, for `remote`, and not a path."""
+    return isinstance(path, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 class Source(Protocol):
@@ -34,6 +41,8 @@ class Source(Protocol):
     """Bytes in all."""
     memory: memoryview | None
     """All bytes, read-only, where they are in memory anyway."""
+    far: bool
+    """Whether each reading costs a round trip, so that `prefetch` pays."""
 
     def window(self, offset: int) -> tuple[int, memoryview]:
         """Return the bytes around `offset`, see `sweep.Windowed.window`."""
@@ -43,6 +52,9 @@ class Source(Protocol):
 
     def map(self) -> memoryview:
         """Return all bytes as one read-only view, mapping the file where it is not in memory."""
+
+    def prefetch(self, offsets: Sequence[int]) -> None:
+        """Be told, ascending, where something will soon be read; for sources with a long way to their bytes."""
 
     def check_unchanged(self) -> None:
         """Raise `SourceChangedError` if the source is known to have changed since it was opened."""
@@ -72,6 +84,7 @@ class SourceBuffer:
         if not view.c_contiguous:
             raise TypeError("expected a C-contiguous buffer")
         self.name = name
+        self.far = False
         self.memory: memoryview | None = view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
         self.size = view.nbytes
         self._aligned = self.size == 0 or np.frombuffer(self.memory, np.uint8).ctypes.data % 4 == 0
@@ -95,6 +108,9 @@ class SourceBuffer:
         """Return the memory itself."""
         return self._view()
 
+    def prefetch(self, offsets: Sequence[int]) -> None:
+        """Do nothing: it is all here."""
+
     def check_unchanged(self) -> None:
         """Do nothing: what happens to the caller's memory is the caller's business."""
 
@@ -115,6 +131,7 @@ class SourceFile:
 
     def __init__(self, path: StrPath) -> None:
         self.name = os.fspath(path)
+        self.far = False
         # O_NONBLOCK: opening a pipe must not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         self._file = open(path, "rb", buffering=0, opener=lambda p, _: os.open(p, flags))  # noqa: SIM115
@@ -165,6 +182,9 @@ class SourceFile:
             return self.memory
         self.check_unchanged()
         return memoryview(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ))
+
+    def prefetch(self, offsets: Sequence[int]) -> None:
+        """Do nothing: the system reads ahead."""
 
     def check_unchanged(self) -> None:
         """Compare size and time of change with those at the start."""

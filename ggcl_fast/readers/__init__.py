@@ -11,7 +11,7 @@ from typing import Final
 from .. import kinds
 from ..checkpoint import Checkpoint
 from ..errors import NotACheckpointError
-from ..sources import Source, SourceFile, StrPath, read_at
+from ..sources import Source, SourceFile, StrPath, is_url, read_at
 from ..sweep import Engine
 
 __all__ = ["open_checkpoint", "read"]
@@ -27,7 +27,7 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
     Parameters
     ----------
     path
-        A file on a local disk.
+        A file on a local disk, or a URL that fsspec knows (extra ``remote``).
     engine
         What runs the pass over the records of a ggcl file: see `sweep.pick_engine`.
 
@@ -43,7 +43,13 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
     >>> with open_checkpoint("checkpoint.ggcl") as checkpoint:  # doctest: +SKIP
     ...     delta = checkpoint.tensors["output.weight.lora_b"] @ checkpoint.tensors["output.weight.lora_a"].T
     """
-    source = SourceFile(path)
+    source: Source
+    if is_url(path):
+        from ..remote import SourceRemote
+
+        source = SourceRemote(str(path))
+    else:
+        source = SourceFile(path)
     try:
         return read(source, engine)
     except BaseException:

@@ -65,6 +65,8 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     for lora in schemas(header["n_layer"]):
         first = len(names)
         plan = lora.plan(ranks, header)
+        if source.far:
+            _prefetch(source, plan, position, n_ff or _written_n_ff(header))
         index, position, gguf, n_ff = walk(
             source, plan, lora.name_words, table[first:], position=position, gguf=gguf, n_ff=n_ff, engine=chosen
         )
@@ -105,6 +107,28 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         table[: len(names)],
         warnings,
     )
+
+
+def _prefetch(source: Source, plan: npt.NDArray[np.int64], position: int, n_ff: int) -> None:
+    """Have the records fetched from where they are if the file is as it ought to be; the sweep takes no such thing."""
+    offsets = _expected_offsets(plan, position, n_ff)
+    told = np.flatnonzero(plan[:, 2] == N_FF)[:1]
+    if len(told):  # the first record that tells n_ff lies where it lies whatever n_ff is
+        data = read_at(source, offsets[int(told[0])] + RECORD.itemsize + 4, 4)
+        found = int.from_bytes(data, "little")
+        if found != n_ff and found <= source.size:
+            offsets = _expected_offsets(plan, position, found)
+    source.prefetch(offsets)
+
+
+def _expected_offsets(plan: npt.NDArray[np.int64], position: int, n_ff: int) -> list[int]:
+    """Return where each record of `plan` starts, and where the next would, if names and dims are as expected."""
+    offsets = [position]
+    for n_dims, ne0, ne1, _, name_len in plan.tolist():
+        data = -(-(position + RECORD.itemsize + 4 * n_dims + name_len) // ALIGNMENT) * ALIGNMENT
+        position = data + 4 * ne0 * (n_ff if ne1 == N_FF else ne1)
+        offsets.append(position)
+    return offsets
 
 
 _PARAMETERS: Final = ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot")
