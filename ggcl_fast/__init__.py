@@ -44,8 +44,8 @@ _HOMES = {
 
 __all__ = [
     "Adam", "Checkpoint", "CheckpointError", "ConversionReport", "Job", "JobResult", "Lbfgs", "ModelParameters",
-    "NotACheckpointError", "Optimizer", "SourceChangedError", "Training", "TruncatedError", "__version__", "convert", "convert_many",
-    "open_checkpoint",
+    "NotACheckpointError", "Optimizer", "SourceChangedError", "Training", "TruncatedError", "__version__", "convert",
+    "convert_many", "open_checkpoint",
 ]  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def convert_many(
     jobs: Iterable[Job | tuple[StrPath, StrPath]],
     *,
     executor: Executor | None = None,
+    workers: int | None = None,
     on_error: Literal["return", "raise"] = "return",
     window: int | None = None,
     chunk: int = _CHUNK,
@@ -70,6 +71,8 @@ def convert_many(
         ``client.get_executor(pure=False)``.  It is used as it is and left open.  None makes a `process_pool` for
         this call; as with any pool of processes, a script that does so keeps its own work under
         ``if __name__ == "__main__"``.
+    workers
+        Processes of the pool made here; None for one a processor.
     on_error
         "return": a failed job is a result like others.  "raise": the first failure is raised, and what has not
         begun is cancelled.
@@ -98,7 +101,7 @@ def convert_many(
         raise ValueError(f"on_error must be 'return' or 'raise', not {on_error!r}")
     _check_options(options)
     chunk = max(1, chunk)
-    n_chunks = max(1, -(-window // chunk)) if window is not None else 16 * n_cpus()
+    n_chunks = max(1, -(-window // chunk)) if window is not None else 16 * (workers or n_cpus())
     work = _Work(skip_existing, options)
     chunks = _chunks((Job(*job) for job in jobs), chunk)
     pool = executor
@@ -107,7 +110,7 @@ def convert_many(
         while True:
             for some in islice(chunks, n_chunks - len(pending)):
                 if pool is None:
-                    pool = process_pool()
+                    pool = process_pool(workers)
                 try:
                     pending[pool.submit(work, some)] = some
                 except BrokenExecutor as error:

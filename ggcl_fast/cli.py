@@ -10,18 +10,16 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from . import __version__
 from .errors import CheckpointError, printable
+from .terminal import Stopped, fail, line_of, options_of, signals_as_exceptions, warn, words_of
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
-    from .conversion import ConversionReport
     from .payload import Progress
 
 __all__ = ["main", "run"]
@@ -34,6 +32,7 @@ examples:
   python -m ggcl_fast checkpoint.ggcl checkpoint.gguf
   python -m ggcl_fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
   python -m ggcl_fast --json --force checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --recursive --skip-existing runs/ converted/
   python -m ggcl_fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
 """
 
@@ -41,12 +40,15 @@ examples:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ggcl-fast",
-        description="Convert a finetune checkpoint of August 2023 (magic ggcl) to a GGUF checkpoint.",
+        usage="%(prog)s [options] IN OUT\n       %(prog)s [options] IN... OUT_FOLDER",
+        description="Convert finetune checkpoints of August 2023 (magic ggcl) to GGUF checkpoints.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", nargs="?", help="ggcl checkpoint to read")
-    parser.add_argument("target", metavar="OUT", nargs="?", help="GGUF file to write")
+    parser.add_argument(
+        "paths", metavar="IN... OUT", nargs="*",
+        help="ggcl checkpoints to read, or folders of them, and the GGUF file or folder to write; URLs too",
+    )  # fmt: skip
     parser.add_argument("-i", "--input", metavar="IN", help="the same as IN")
     parser.add_argument("-o", "--output", metavar="OUT", help="the same as OUT")
     parser.add_argument(
@@ -57,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-f", "--force", action="store_true", help="replace OUT where it exists")
     parser.add_argument("-n", "--dry-run", action="store_true", help="read and check everything, write nothing")
+    many = parser.add_argument_group("several files")
+    many.add_argument("-r", "--recursive", action="store_true", help="search folders within folders, and keep them")
+    many.add_argument("--skip-existing", action="store_true", help="leave what has its output: to go on after a stop")
+    many.add_argument("-j", "--jobs", type=_positive, metavar="N", help="work on N at a time (default: the processors)")
+    many.add_argument("--fail-fast", action="store_true", help="stop at the first that fails")
+    many.add_argument("--keep-going", action="store_false", dest="fail_fast", help="do all the others (the default)")
+    many.add_argument("--dask", metavar="ADDRESS", help="let a Dask cluster do it: its scheduler, tcp://host:8786")
     parser.add_argument("--fsync", action="store_true", help="make the result survive a power failure before returning")
     parser.add_argument("--check-finite", action="store_true", help="fail where a tensor has NaN or infinite values")
     parser.add_argument(
@@ -69,20 +78,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"not a number of 1 or more: {text!r}")
+    return int(text)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     args = parser.parse_args(argv)
-    positional = [args.source, args.target]
-    for name in ("input", "output"):
-        value = getattr(args, name)
-        if value is not None:
-            # What an option names no longer stands among the positional arguments.
-            positional.insert(0 if name == "input" else 1, value)
-            if positional.pop() is not None:
-                parser.error(f"OUT or IN is given twice: as an argument and with --{name}")
-    args.source, args.target = positional
-    if args.source is None or args.target is None:
+    sources: list[str] = args.paths
+    target: str | None = args.output
+    if target is None and sources:
+        target = sources.pop()
+    if args.input is not None:
+        if sources:
+            parser.error("IN is given twice: as an argument and with --input")
+        sources = [args.input]
+    if not sources or target is None:
         parser.error("IN and OUT are needed")
+    args.sources, args.target = sources, target
     return args
 
 
@@ -90,15 +105,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit status."""
     args = _arguments(argv)
     try:
-        with _signals_as_exceptions():
+        with signals_as_exceptions():
             return _run(args)
-    except _Stopped as stop:
-        return _fail(f"interrupted by {stop.signal.name}; no part of a file is left behind", 128 + stop.signal)
-    except CheckpointError as error:
-        return _fail(str(error))
-    except OSError as error:
-        names = [printable(os.fsdecode(name), longest=4096) for name in (error.filename, error.filename2) if name]
-        return _fail(": ".join([*names, error.strerror or str(error)]))
+    except Stopped as stop:
+        return fail(f"interrupted by {stop.signal.name}; no part of a file is left behind", 128 + stop.signal)
+    except (CheckpointError, OSError) as error:
+        return fail(words_of(error))
 
 
 def run() -> NoReturn:
@@ -117,45 +129,38 @@ def run() -> NoReturn:
     os._exit(status)
 
 
-def _fail(message: str, status: int = 1) -> int:
-    print(f"ggcl-fast: error: {message}", file=sys.stderr)
-    return status
-
-
 def _run(args: argparse.Namespace) -> int:
-    from .conversion import convert
+    from .discovery import is_folder, target_name
+
+    if args.dask or len(args.sources) > 1 or is_folder(args.sources[0]):
+        from .batch_cli import run_many
+
+        return run_many(args)
+    if is_folder(args.target):
+        args.target = os.path.join(args.target, target_name(os.path.basename(args.sources[0])))
+    return _run_one(args)
+
+
+def _run_one(args: argparse.Namespace) -> int:
+    from .conversion import convert, target_exists
     from .readers import open_checkpoint
 
-    with open_checkpoint(args.source, engine=args.engine) as checkpoint:
+    if args.skip_existing and target_exists(args.target):
+        if not args.quiet:
+            print(f"{printable(args.target, longest=4096)}: skipped, it exists")
+        return 0
+    with open_checkpoint(args.sources[0], engine=args.engine) as checkpoint:
         if args.verbose:
             _describe(checkpoint)
         with _progress(args, checkpoint.source.size) as progress:
-            report = convert(
-                checkpoint,
-                args.target,
-                ff=args.ff,
-                force=args.force,
-                dry_run=args.dry_run,
-                fsync=args.fsync,
-                check_finite=args.check_finite,
-                progress=progress,
-            )
+            report = convert(checkpoint, args.target, progress=progress, **options_of(args))
     if not args.quiet:
-        for warning in report.warnings:
-            print(f"ggcl-fast: warning: {printable(report.source, longest=4096)}: {warning}", file=sys.stderr)
+        warn(report)
     if args.json:
         print(json.dumps(report._asdict()))
     elif not args.quiet:
-        print(_line(report))
+        print(line_of(report))
     return 0
-
-
-def _line(report: ConversionReport) -> str:
-    done = "would be written" if report.dry_run else "written"
-    return (
-        f"{printable(report.target, longest=4096)}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, "
-        f"optimizer {report.optimizer}, {report.seconds:.3f} s"
-    )
 
 
 def _describe(checkpoint: Checkpoint) -> None:
@@ -180,31 +185,3 @@ def _progress(args: argparse.Namespace, nbytes: int) -> Iterator[Progress | None
 
     with tqdm(total=nbytes, unit="B", unit_scale=True, unit_divisor=1024, leave=False, delay=0.5) as bar:
         yield bar.update
-
-
-class _Stopped(BaseException):
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `_Stopped`, so that what was begun is undone; the second one is ignored."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_IGN)
-        raise _Stopped(number)
-
-    handled = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {each: signal.signal(each, stop) for each in handled}
-    except ValueError:  # not in the main thread: signals are its business
-        yield
-        return
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

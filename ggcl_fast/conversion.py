@@ -130,8 +130,8 @@ def convert(
     if not isinstance(source, Checkpoint):
         with open_checkpoint(source, engine=engine) as checkpoint:
             report = convert(
-                checkpoint, target, ff=ff, force=force, parents=parents, dry_run=dry_run, fsync=fsync, check_finite=check_finite,
-                progress=progress,
+                checkpoint, target, ff=ff, force=force, parents=parents, dry_run=dry_run, fsync=fsync,
+                check_finite=check_finite, progress=progress,
             )  # fmt: skip
         return report._replace(seconds=time.perf_counter() - begin)
     checkpoint = source

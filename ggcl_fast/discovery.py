@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from .batch import Job
 from .kinds import GGCL
 from .sources import StrPath, is_url
+
+if TYPE_CHECKING:
+    from .batch import Job
 
 __all__ = ["Found", "find_jobs", "is_folder", "target_name"]
 
@@ -57,6 +59,8 @@ def find_jobs(sources: Sequence[str], target: str, *, recursive: bool) -> Found:
     OSError
         A source is not there, or a folder cannot be read.
     """
+    from .batch import Job  # which brings along what one file does not need
+
     found, n_others = Found([], [], 0), 0
     taken: dict[str, str] = {}
     for source in sources:

@@ -244,6 +244,20 @@ def first_bytes(url: str, n: int) -> bytes:
         return bytes(fs.cat_file(path, start=0, end=n))
 
 
+def _can_be_discarded(file: Any) -> bool:
+    """Tell whether `file` becomes visible only when it is committed."""
+    from fsspec.spec import AbstractBufferedFile
+
+    commit = getattr(type(file), "commit", None) or getattr(file, "commit", None)
+    return commit is not None and commit is not AbstractBufferedFile.commit
+
+
+def _abandon(file: Any) -> None:
+    file.discard()
+    with contextlib.suppress(AttributeError):
+        file.closed = True  # or its finalizer would upload after all
+
+
 class RemoteOutput:
     """An object that comes into being when its ``with`` block ends well.
 
@@ -283,13 +297,15 @@ class RemoteOutput:
         self._temporary = ""
 
     def __enter__(self) -> RemoteOutput:
+        folder, _, name = self._target.rpartition("/")
+        self._temporary = f"{folder}/.{name}.ggcl_fast-part"
         with _as_os_errors(self._url):
-            self._file = self._fs.open(self._target, "wb", block_size=_PART, autocommit=False)
-            if not hasattr(self._file, "commit"):
-                folder, _, name = self._target.rpartition("/")
-                self._file.close()
-                self._temporary = f"{folder}/.{name}.ggcl_fast-part"
-                self._file = self._fs.open(self._temporary, "wb")
+            # Opening may already make or empty a file, so that it is tried on the temporary name.
+            self._file = self._fs.open(self._temporary, "wb", block_size=_PART, autocommit=False)
+            if _can_be_discarded(self._file):
+                _abandon(self._file)
+                self._temporary = ""
+                self._file = self._fs.open(self._target, "wb", block_size=_PART, autocommit=False)
         return self
 
     def preallocate(self, nbytes: int) -> None:
@@ -326,5 +342,4 @@ class RemoteOutput:
                 self._file.close()
                 self._fs.rm(self._temporary)
             else:
-                self._file.discard()
-                self._file.closed = True  # or its finalizer would upload after all
+                _abandon(self._file)

@@ -58,9 +58,9 @@ def test_the_old_scripts_options_work(argv: list[str], out: Path) -> None:
         ([], "IN and OUT are needed"),
         (["IN"], "IN and OUT are needed"),
         (["-i", "IN"], "IN and OUT are needed"),
-        (["IN", "OUT", "-o", "OUT"], "given twice"),
         (["IN", "OUT", "-i", "IN"], "given twice"),
-        (["IN", "OUT", "MORE"], "unrecognized arguments"),
+        (["IN", "OUT", "--more"], "unrecognized arguments"),
+        (["IN", "OUT", "--jobs", "0"], "not a number of 1 or more: '0'"),
         (["IN", "OUT", "--ff", "many"], "invalid int value"),
         (["IN", "OUT", "--engine", "rust"], "invalid choice"),
     ],
@@ -126,7 +126,7 @@ def test_an_existing_output_needs_force(out: Path, capsys: pytest.CaptureFixture
     ("source", "message"),
     [
         ("missing.ggcl", "missing.ggcl: No such file or directory"),
-        (".", ".: Is a directory"),
+        ("/dev/null", "/dev/null: Not a regular file"),
         (str(DATA / "expected.json"), "magic"),
     ],
 )
