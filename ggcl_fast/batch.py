@@ -70,7 +70,8 @@ def convert_many(
         What runs them: any `concurrent.futures.Executor`, such as a thread pool, loky's, mpi4py's, or Dask's
         ``client.get_executor(pure=False)``.  It is used as it is and left open.  None makes a `process_pool` for
         this call; as with any pool of processes, a script that does so keeps its own work under
-        ``if __name__ == "__main__"``.
+        ``if __name__ == "__main__"``.  With one that does a task again when a machine is lost, give ``force=True``:
+        a job must not stumble over its own output.
     workers
         Processes of the pool made here; None for one a processor.
     on_error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import itertools
 import json
 import os
 import sys
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final
 
-from .batch import JobResult, convert_many, n_cpus
+from .batch import Job, JobResult, convert_many, n_cpus
 from .discovery import Found, find_jobs
 from .errors import CheckpointError, printable
 from .sources import is_url
@@ -36,6 +38,9 @@ def run_many(args: Namespace) -> int:
     ):
         return fail(f"{printable(args.target, longest=4096)}: Not a folder")
     begin = time.perf_counter()
+    if args.dask:  # whose workers are in other folders
+        args.sources = [path if is_url(path) else os.path.abspath(path) for path in args.sources]
+        args.target = args.target if is_url(args.target) else os.path.abspath(args.target)
     found = find_jobs(args.sources, args.target, recursive=args.recursive)
     if not found.jobs:
         return fail(f"no checkpoints found, {found.n_others:,} other files passed over")
@@ -43,8 +48,16 @@ def run_many(args: Namespace) -> int:
     counts: Counter[str] = Counter()
     try:
         with _executor(args, len(found.jobs)) as (executor, n_workers), _display(args, found) as show:
+            jobs = found.jobs
+            if args.dask and not args.force:
+                # A cluster does a task again whose result it lost: it must not stumble over its own output.
+                jobs, answered = _sift(jobs, args)
+                options["force"] = True
+                for result in answered:
+                    counts[result.status] += 1
+                    show(result)
             for result in convert_many(
-                found.jobs, executor=executor, workers=n_workers, chunk=_chunk(found, n_workers),
+                jobs, executor=executor, workers=n_workers, chunk=_chunk(found, n_workers),
                 window=16 * _CHUNK * n_workers, **options,
             ):  # fmt: skip
                 counts[result.status] += 1
@@ -57,6 +70,25 @@ def run_many(args: Namespace) -> int:
     if not args.quiet:
         print(f"ggcl-fast: {_summary(counts, found, begin)}", file=sys.stderr)
     return 1 if counts["failed"] else 0
+
+
+def _sift(jobs: list[Job], args: Namespace) -> tuple[list[Job], list[JobResult]]:
+    """Return the jobs whose targets are not there yet, and what becomes of the others."""
+    if is_url(args.target):
+        from .remote import list_objects
+
+        folder = args.target.rstrip("/") + "/"
+        there = {folder + name for name, _ in list_objects(folder, recursive=True)}
+        exists = [os.fspath(job.target) in there for job in jobs]
+    else:
+        exists = [os.path.exists(job.target) for job in jobs]
+    answered = []
+    for job in itertools.compress(jobs, exists):
+        error = FileExistsError(errno.EEXIST, "The target exists; use --force to replace it", os.fspath(job.target))
+        answered.append(
+            JobResult(job, "skipped", None, None) if args.skip_existing else JobResult(job, "failed", None, error)
+        )
+    return [job for job, there_already in zip(jobs, exists) if not there_already], answered
 
 
 def _chunk(found: Found, n_workers: int) -> int:
