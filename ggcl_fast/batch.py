@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobResult", "Status", "convert_many", "n_cpus", "process_pool"]
 
 Status = Literal["converted", "skipped", "failed"]
-_CHUNK: Final = 4  # jobs sent to a worker together: sending one costs about as much as converting 200 KB
+_CHUNK: Final = 8  # jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB
 
 
 class Job(NamedTuple):

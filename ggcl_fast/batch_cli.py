@@ -25,7 +25,7 @@ from .terminal import Stopped, fail, line_of, options_of, warn, words_of
 __all__ = ["run_many"]
 
 _LARGE: Final = 16 << 20  # bytes from which on each job is sent by itself
-_CHUNK: Final = 4
+_CHUNK: Final = 8
 
 
 def run_many(args: Namespace) -> int:
