@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,36 @@ def test_every_executor_gives_every_result_once(
     assert contents(tmp_path) == expected
     for result in results:
         assert (result.report is None) == (result.status == "failed")
+
+
+MPI = """
+import sys
+from pathlib import Path
+from mpi4py.futures import MPIPoolExecutor
+import ggcl_fast
+if __name__ == "__main__":
+    folder, out = map(Path, sys.argv[1:])
+    jobs = [(path, out / f"{path.stem}.gguf") for path in folder.iterdir()]
+    with MPIPoolExecutor() as executor:
+        for result in ggcl_fast.convert_many(jobs, executor=executor, chunk=3, window=9):
+            print(result.job.source.name, type(result.error).__name__)
+"""
+
+
+def test_mpi_is_an_executor_too(folder: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py", reason="needs mpi4py, of the dev extra")
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if mpiexec is None:
+        pytest.skip("needs an MPI, such as mpich of the dev extra")
+    (tmp_path / "script.py").write_text(MPI)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", str(tmp_path / "script.py"), folder, out]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    rows = dict(line.split() for line in done.stdout.splitlines())
+    assert len(rows) == N_FILES
+    assert {name for name, kind in rows.items() if kind == "TruncatedError"} == {f"{i}.ggcl" for i in BAD}
+    assert contents(out) == expected
 
 
 def test_jobs_are_taken_as_room_appears(folder: Path, tmp_path: Path) -> None:
