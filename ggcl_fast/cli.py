@@ -137,7 +137,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return run_many(args)
     if is_folder(args.target):
-        args.target = os.path.join(args.target, target_name(os.path.basename(args.sources[0])))
+        args.target = os.path.join(args.target, target_name(args.sources[0]))
     return _run_one(args)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,8 +29,9 @@ class Found(NamedTuple):
     """Files in the folders searched that are no checkpoints."""
 
 
-def target_name(name: str) -> str:
-    """Return the GGUF file's name for a checkpoint's: a customary suffix is replaced, any other is kept."""
+def target_name(path: str) -> str:
+    """Return the GGUF file's name for a checkpoint's path: a customary suffix is replaced, any other is kept."""
+    name = os.path.basename(re.split(r"[?#]", path)[0] if is_url(path) else path)
     stem, suffix = os.path.splitext(name)
     return (stem if suffix.lower() in _SUFFIXES else name) + ".gguf"
 
@@ -65,12 +67,12 @@ def find_jobs(sources: Sequence[str], target: str, *, recursive: bool) -> Found:
     taken: dict[str, str] = {}
     for source in sources:
         folder = is_folder(source)
-        files = _files_in(source, target, recursive) if folder else [(source, os.path.basename(source), -1)]
+        files = _files_in(source, target, recursive) if folder else [(source, source, -1)]
         for path, relative, size in files:
             if folder and not _is_checkpoint(path):
                 n_others += 1
                 continue
-            name = os.path.join(os.path.dirname(relative), target_name(os.path.basename(relative)))
+            name = os.path.join(os.path.dirname(relative) if folder else "", target_name(relative))
             job = Job(path, os.path.join(target, name))
             if name in taken:
                 problem = f"It would become of both {taken[name]} and {path}"

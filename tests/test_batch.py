@@ -230,6 +230,8 @@ def test_a_pool_that_breaks_is_replaced(tmp_path: Path) -> None:
         ("model.v1", "model.v1.gguf"),
         ("A.BIN", "A.gguf"),
         (".ggcl", ".ggcl.gguf"),
+        ("some/where/a.bin", "a.gguf"),
+        ("https://host/a.bin?signature=x/y", "a.gguf"),
     ],
 )
 def test_targets_are_named_after_their_sources(name: str, becomes: str) -> None:
