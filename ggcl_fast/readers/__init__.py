@@ -16,13 +16,13 @@ from ..sweep import Engine
 
 __all__ = ["open_checkpoint", "read"]
 
-_READERS: Final = {kinds.GGCL: "ggcl"}
+_READERS: Final = {kinds.GGCL: "ggcl", kinds.GGUF: "gguf_checkpoint", kinds.GGLA: "ggla"}
 
 
 def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
-    """Open a checkpoint.
+    """Open a checkpoint, in the ggcl or the GGUF form, or the ggla adapter that was written beside it.
 
-    Reads the header, every tensor record and the optimizer state; tensor data only where it is asked for.
+    Its first bytes tell the kind.  Reads what says where the tensors are; tensor data only where it is asked for.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         if kind is not None:
             found += f", {kind.name}"
         raise NotACheckpointError(
-            source=source.name, field="magic", offset=0, expected=f"{kinds.GGCL.signature!r}", found=found,
+            source=source.name, field="magic", offset=0,
+            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=found,
             hint=kind.hint if kind is not None else None,
         )  # fmt: skip
     reader = importlib.import_module(f"{__name__}.{_READERS[kind]}")
