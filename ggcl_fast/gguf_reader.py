@@ -61,7 +61,7 @@ class GGUFHeader(NamedTuple):
     version: int
     """2 or 3."""
     keys: dict[str, Value]
-    """Scalars and strings by key, in the order of the file.  Bytes that are no UTF-8 are shown as ``\\xff``."""
+    """Scalars and strings by key, in the order of the file.  What is no UTF-8 stands as ``\\xff`` and so on."""
     fields: dict[str, Field]
     """Every key, arrays too, in the order of the file."""
     keys_span: tuple[int, int]
@@ -250,11 +250,19 @@ def _read_keys(cursor: _Cursor, n_kv: int) -> tuple[dict[str, Value], dict[str, 
         if kind == _T.ARRAY:
             element, length = _skip_array(cursor, shown)
         elif kind == _T.STRING:
-            keys[key] = str(cursor.text(shown), "utf-8", "backslashreplace")
+            keys[key] = _decoded(cursor.text(shown))
         else:
             keys[key] = cursor.unpack(_SCALARS[kind], shown)[0]
         fields[key] = Field(kind, start, value, cursor.position, element, length)
     return keys, fields
+
+
+def _decoded(text: memoryview) -> str:
+    """Return the text of a string value, all of it escaped where it is not valid; at most 4 bytes for each of it."""
+    try:
+        return str(text, "utf-8")
+    except UnicodeDecodeError:
+        return str(text, "ascii", "backslashreplace")
 
 
 def _value_type(cursor: _Cursor, field: str, expected: str) -> gguf.GGUFValueType:

@@ -125,13 +125,14 @@ def _read_record(source: Source, index: int, position: int) -> tuple[str, int, t
     """Read the record at `position`: its GGUF name, its layer (-1 for none), and a row of `_Records.numbers`."""
 
     def fault(kind: type[CheckpointError], field: str, offset: int, expected: object, found: object) -> NoReturn:
-        raise kind(f"record {index}", source=source.name, field=field, offset=offset, expected=expected, found=found)
+        where = f"record {index} {field}"
+        raise kind(source=source.name, index=index, field=where, offset=offset, expected=expected, found=found)
 
     start, window = source.window(position)
     at = position - start
     left = source.size - position
     if left < _FIXED.size:
-        fault(TruncatedError, "record", position, f"{_FIXED.size} bytes", left)
+        fault(TruncatedError, "head", position, f"{_FIXED.size} bytes", left)
     n_dims, name_len, dtype = _FIXED.unpack_from(window, at)
     # Builds of 2024 left dims of 1 at the end out.
     if n_dims not in _DIMS:
