@@ -61,7 +61,7 @@ class GGUFHeader(NamedTuple):
     version: int
     """2 or 3."""
     keys: dict[str, Value]
-    """Scalars and strings by key, in the order of the file.  What is no UTF-8 stands as ``\\xff`` and so on."""
+    """Scalars and strings by key, in the order of the file.  What is no UTF-8 stands as U+FFFD."""
     fields: dict[str, Field]
     """Every key, arrays too, in the order of the file."""
     keys_span: tuple[int, int]
@@ -156,9 +156,14 @@ class _Cursor:
         self.position += code.size
         return code.unpack_from(self._window, at)
 
-    def text(self, field: str) -> memoryview:
-        """Read a string; the view is good until the next read."""
+    def text(self, field: str, longest: int | None = None) -> memoryview:
+        """Read a string of at most `longest` bytes; the view is good until the next read."""
         (nbytes,) = self.unpack(_U64, field)
+        if longest is not None and nbytes > longest:
+            raise CheckpointError(
+                source=self.source.name, field=field, offset=self.position - _U64.size,
+                expected=f"at most {longest} bytes", found=nbytes,
+            )  # fmt: skip
         self._need(nbytes, field)
         at = self._load(nbytes)
         self.position += nbytes
@@ -166,19 +171,14 @@ class _Cursor:
 
     def name(self, field: str) -> str:
         """Read a string that names something."""
-        at = self.position
-        (nbytes,) = self.unpack(_U64, field)
-        if nbytes > _LONGEST_NAME:
-            expected = f"at most {_LONGEST_NAME} bytes"
-            raise CheckpointError(source=self.source.name, field=field, offset=at, expected=expected, found=nbytes)
-        self.position = at
-        name = bytes(self.text(field))
+        name = bytes(self.text(field, _LONGEST_NAME))
         try:
             return name.decode()
         except UnicodeDecodeError:
             raise CheckpointError(
-                source=self.source.name, field=field, offset=at + 8, expected="UTF-8", found=f"'{printable(name)}'"
-            ) from None
+                source=self.source.name, field=field, offset=self.position - len(name), expected="UTF-8",
+                found=f"'{printable(name)}'",
+            ) from None  # fmt: skip
 
     def skip(self, count: int, nbytes: int, field: str) -> None:
         """Step over `count` elements of `nbytes` bytes each."""
@@ -250,19 +250,11 @@ def _read_keys(cursor: _Cursor, n_kv: int) -> tuple[dict[str, Value], dict[str, 
         if kind == _T.ARRAY:
             element, length = _skip_array(cursor, shown)
         elif kind == _T.STRING:
-            keys[key] = _decoded(cursor.text(shown))
+            keys[key] = str(cursor.text(shown), "utf-8", "replace")
         else:
             keys[key] = cursor.unpack(_SCALARS[kind], shown)[0]
         fields[key] = Field(kind, start, value, cursor.position, element, length)
     return keys, fields
-
-
-def _decoded(text: memoryview) -> str:
-    """Return the text of a string value, all of it escaped where it is not valid; at most 4 bytes for each of it."""
-    try:
-        return str(text, "utf-8")
-    except UnicodeDecodeError:
-        return str(text, "ascii", "backslashreplace")
 
 
 def _value_type(cursor: _Cursor, field: str, expected: str) -> gguf.GGUFValueType:

@@ -14,9 +14,8 @@ import atheris
 
 # The pass itself is instrumented only after numba has compiled it: instrumented code cannot be compiled.
 with atheris.instrument_imports(include=["ggcl_fast"], exclude=["ggcl_fast.sweep"]):
-    import ggcl_fast.readers.ggla
-    import ggcl_fast.readers.gguf_checkpoint  # readers come at their first use: too late
     from ggcl_fast import sweep
+    from ggcl_fast.readers import ggla, gguf_checkpoint  # noqa: F401 - at their first use it would be too late
 
     from .hostile import HOSTILE
     from .hostile_gguf import HOSTILE_GGLA, HOSTILE_GGUF

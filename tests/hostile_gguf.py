@@ -34,11 +34,7 @@ def _raw(message: str, make: Callable[[], bytes], kind: type[CheckpointError] = 
 def _set(name: str, /, **values: Any) -> _Edit:
     """Change what the info of a tensor says."""
 
-    def edit(parts: Parts) -> None:
-        for key, value in values.items():
-            setattr(parts.tensors[name], key, value)
-
-    return edit
+    return lambda parts: vars(parts.tensors[name]).update(values)
 
 
 def _value(name: str, kind: int, value: bytes) -> _Edit:
@@ -53,7 +49,7 @@ def _alignment(value: int) -> _Edit:
 
 
 def _with(**values: Any) -> _Edit:
-    return lambda parts: [setattr(parts, key, value) for key, value in values.items()]
+    return lambda parts: vars(parts).update(values)
 
 
 def _u32(name: str, value: int) -> _Edit:
@@ -407,7 +403,7 @@ def _ggla(message: str, change: Callable[[list[Record]], object]) -> Hostile:
 
 
 def _field(index: int, **values: Any) -> Callable[[list[Record]], object]:
-    return lambda records: [setattr(records[index], key, value) for key, value in values.items()]
+    return lambda records: vars(records[index]).update(values)
 
 
 GGLA: Final = ggla_bytes(RECORDS)
