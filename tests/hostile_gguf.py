@@ -339,7 +339,7 @@ HOSTILE_GGUF: Final[dict[str, Hostile]] = {
     **{
         f"{n} heads of keys": _bad(
             f"llama.attention.head_count_kv {_at(_new('llama.attention.head_count_kv'))}: "
-            f"expected a divisor of 2 heads, of a length that divides 8, found {n}",
+            f"expected a divisor of 2, the number of heads, which has to divide 8, found {n}",
             _u32("llama.attention.head_count_kv", n),
         )
         for n in (0, 3, 4, 2**32 - 1)

@@ -98,9 +98,10 @@ def test_what_is_no_buffer_is_a_type_error() -> None:
         Checkpoint.from_buffer(np.zeros(64, np.uint8)[::2])
 
 
-def test_unknown_engines_are_value_errors() -> None:
+@pytest.mark.parametrize("fixture", ["adam.ggcl", "finetune-v1.gguf", "trained.ggla"])
+def test_unknown_engines_are_value_errors(fixture: str) -> None:
     with pytest.raises(ValueError, match="engine must be one of auto, numba, python, not 'rust'"):
-        open_checkpoint(DATA / "adam.ggcl", engine="rust")  # type: ignore[arg-type]
+        open_checkpoint(DATA / fixture, engine="rust")  # type: ignore[arg-type]
 
 
 def test_repr_tells_what_it_is() -> None:

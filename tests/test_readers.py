@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ggcl_fast
-from ggcl_fast import Checkpoint, CheckpointError, NotACheckpointError, TruncatedError, cli, open_checkpoint, sources
+from ggcl_fast import (
+    Checkpoint,
+    CheckpointError,
+    NotACheckpointError,
+    TruncatedError,
+    cli,
+    open_checkpoint,
+    readers,
+    sources,
+)
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from . import reference
@@ -184,7 +193,7 @@ def test_adapters_with_grouped_heads_and_short_dims() -> None:
         Checkpoint.from_buffer(ggla_bytes(records))
 
 
-def test_tensors_may_stand_in_any_order() -> None:
+def test_tensors_may_stand_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def backwards(parts: Parts) -> None:
         parts.tensors = dict(reversed(parts.tensors.items()))
         parts.keys = dict(reversed(parts.keys.items()))
@@ -192,11 +201,19 @@ def test_tensors_may_stand_in_any_order() -> None:
     other = edited(PARTS, backwards)
     assert other != SOUND
     assert converted(other) == converted(SOUND) == SOUND
+    monkeypatch.setattr(sources, "SMALL", -1)  # copied block by block
+    (tmp_path / "other.gguf").write_bytes(other)
+    ggcl_fast.convert(tmp_path / "other.gguf", tmp_path / "out.gguf", check_finite=True)
+    assert (tmp_path / "out.gguf").read_bytes() == SOUND
 
 
-def test_an_alignment_of_its_own_is_followed() -> None:
-    parts = parse(SOUND).u32("general.alignment", 128)
-    parts.alignment = 128
+@pytest.mark.parametrize("alignment", [1, 2, 128])
+def test_an_alignment_of_its_own_is_followed(alignment: int) -> None:
+    parts = parse(SOUND).u32("general.alignment", alignment)
+    parts.alignment = alignment
+    with Checkpoint.from_buffer(parts.build()) as checkpoint:
+        for name, tensor in parts.tensors.items():
+            assert checkpoint.tensors[name].tobytes() == tensor.data
     assert converted(parts.build()) == SOUND
 
 
@@ -329,3 +346,17 @@ def test_large_files_are_read_quickly_and_in_little_memory(tmp_path: Path) -> No
         begin = time.thread_time()
         open_checkpoint(path).close()
         assert time.thread_time() - begin < 0.1
+
+
+@pytest.mark.parametrize("fixture", ["finetune-v1.gguf", "trained.ggla"])
+def test_a_file_that_shrinks_while_it_is_read_is_told(
+    fixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SMALL", -1)
+    path = tmp_path / fixture
+    path.write_bytes((DATA / fixture).read_bytes())
+    source = sources.SourceFile(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ggcl_fast.SourceChangedError, match="now ends at 2000"):
+        readers.read(source)
+    source.close()

@@ -12,7 +12,7 @@ from .. import kinds
 from ..checkpoint import Checkpoint
 from ..errors import NotACheckpointError
 from ..sources import Source, SourceFile, StrPath, read_at
-from ..sweep import Engine
+from ..sweep import Engine, pick_engine
 
 __all__ = ["open_checkpoint", "read"]
 
@@ -53,6 +53,7 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     """Read the checkpoint that `source` holds, whatever its kind; raises as `open_checkpoint` does."""
+    pick_engine(engine, 0)  # refuses what is none, whether the kind of file needs one or not
     start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
     kind = kinds.recognise(start)
     if kind not in _READERS:

@@ -242,7 +242,9 @@ def _grouped(keys: _Keys, model: dict[str, int]) -> tuple[int, int]:
     if n_head_kv == n_head:
         return n_head, n_embd
     if n_head_kv == 0 or n_head % n_head_kv or n_embd % n_head:
-        keys.refuse(_HEAD_COUNT_KV, f"a divisor of {n_head} heads, of a length that divides {n_embd}", n_head_kv)
+        keys.refuse(
+            _HEAD_COUNT_KV, f"a divisor of {n_head}, the number of heads, which has to divide {n_embd}", n_head_kv
+        )
     return n_head_kv, n_embd // n_head * n_head_kv
 
 
