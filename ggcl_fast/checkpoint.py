@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from .sources import Buffer, Source
     from .sweep import Engine
 
-__all__ = ["Adam", "Checkpoint", "Lbfgs", "ModelParameters", "Optimizer", "Training"]
+__all__ = ["Adam", "Checkpoint", "Kind", "Lbfgs", "ModelParameters", "Optimizer", "Training"]
 
 
 class ModelParameters(NamedTuple):
-    """Shape of the base model, as the file gives it; 0 for what its kind of file does not tell."""
+    """Shape of the base model, as the file gives it; 0 for what its kind of file does not tell.
+
+    A GGUF file tells all but n_mult; a ggla file n_vocab, n_embd, n_layer and n_ff, by its tensors.
+    """
 
     n_vocab: int
     """Tokens in the vocabulary."""
@@ -35,13 +38,13 @@ class ModelParameters(NamedTuple):
     n_rot: int
     """Rotary dimensions per head."""
     n_ff: int
-    """Feed-forward length: from the shapes of w1, w2 and w3, since the header does not store it."""
+    """Feed-forward length: of ggcl and ggla files from the shapes of w1, w2 and w3, which no field stores."""
     n_head_kv: int
     """Heads of keys and values: fewer than n_head with grouped-query attention, which ggcl files never have."""
 
 
 class Training(NamedTuple):
-    """How far the training went."""
+    """How far the training went; all 0 for a ggla file."""
 
     iterations: int
     samples: int
@@ -87,6 +90,8 @@ class Lbfgs(NamedTuple):
 
 
 Optimizer = Adam | Lbfgs
+Kind = Literal["ggcl", "gguf", "ggla"]
+"""What a checkpoint was read from: a finetune checkpoint in either form, or the adapter beside it."""
 
 
 class _Tensors(Mapping[str, npt.NDArray[np.float32]]):
@@ -133,16 +138,24 @@ class Checkpoint:
         Shape of the base model.
     ranks : Mapping[str, int]
         LoRA rank by header field: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, tok_embeddings, norm, output.
+        0 for those that an adapter without layers does not tell.
     training : Training
         Training counts.
-    optimizer : Adam or Lbfgs
-        Optimizer state without its tensors.
+    optimizer : Adam or Lbfgs or None
+        Optimizer state without its tensors; None for an adapter, which has none.
     names : tuple of str
-        GGUF names of all tensors, in the order of the file.
+        GGUF names of all tensors: of ggcl and ggla files in the order of the file, of GGUF files in that of ggcl.
     table : numpy.ndarray
         (n,) `layout.TENSOR`, a row a name: where each tensor is in the source and in the GGUF data section.
     warnings : tuple of str
         What is unusual about the file and does not prevent its use.
+    kind : str
+        "ggcl", "gguf" or "ggla".
+    scale : float
+        Deltas are ``scale * lora_b @ lora_a.T``: lora_alpha / lora_r of an adapter, 1.0 for every checkpoint.
+    extra : Mapping[str, int or float or bool or str]
+        Keys of a GGUF file that `training.file_version` 0 does not have, or has with one value only: what would be
+        lost by writing it.
     """
 
     def __init__(
@@ -151,10 +164,14 @@ class Checkpoint:
         parameters: ModelParameters,
         ranks: Mapping[str, int],
         training: Training,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None,
         names: tuple[str, ...],
         table: npt.NDArray[np.void],
         warnings: tuple[str, ...],
+        *,
+        kind: Kind = "ggcl",
+        scale: float = 1.0,
+        extra: Mapping[str, int | float | bool | str] = MappingProxyType({}),
     ) -> None:
         self.source = source
         self.parameters = parameters
@@ -164,17 +181,20 @@ class Checkpoint:
         self.names = names
         self.table = table
         self.warnings = warnings
+        self.kind = kind
+        self.scale = scale
+        self.extra = MappingProxyType(dict(extra))
         self._tensors: _Tensors | None = None
         self._closed = False
 
     @classmethod
     def from_buffer(cls, buffer: Buffer, *, name: str = "<buffer>", engine: Engine = "auto") -> Checkpoint:
-        """Read a ggcl checkpoint from memory, without copying it.
+        """Read a checkpoint or an adapter from memory, without copying it.
 
         Parameters
         ----------
         buffer
-            A whole ggcl file: bytes, memoryview, memory map, numpy array, anything with a contiguous buffer.
+            A whole file, of any `Kind`: bytes, memoryview, memory map, numpy array, anything with a contiguous buffer.
             It must not change while the checkpoint is in use.
         name
             What messages call it.
@@ -184,7 +204,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            The bytes are not a ggcl checkpoint.
+            The bytes are not a checkpoint, or not a sound one.
         TypeError
             `buffer` has no contiguous buffer.
         """
@@ -198,7 +218,7 @@ class Checkpoint:
         """Every tensor by its GGUF name, in the order of the file: read-only float32 views of the source.
 
         LoRA pairs are ``<name>.weight.lora_a`` of shape (n_in, rank) and ``<name>.weight.lora_b`` of shape
-        (n_out, rank); what training added to the base weight is ``lora_b @ lora_a.T``.  Optimizer tensors are
+        (n_out, rank); what training added to the base weight is ``scale * lora_b @ lora_a.T``.  Optimizer tensors are
         ``optimizer.<optimizer>.<name>`` of shape (n_parameters,), or as `readers.ggcl.OPTIMIZER_TENSORS` says.
 
         A file of more than `sources.SMALL` bytes is mapped at the first look-up: if somebody shortens it while you
@@ -226,7 +246,8 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         p, o = self.parameters, self.optimizer
+        state = f"{o.name}, {self.training.iterations} iterations" if o is not None else "no optimizer"
         return (
-            f"<Checkpoint {self.source.name!r}: {p.n_layer} layers, n_embd {p.n_embd}, {len(self.names)} tensors, "
-            f"{o.name}, {self.training.iterations} iterations>"
+            f"<Checkpoint {self.source.name!r}: {self.kind}, {p.n_layer} layers, n_embd {p.n_embd}, "
+            f"{len(self.names)} tensors, {state}>"
         )

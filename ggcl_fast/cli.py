@@ -171,7 +171,7 @@ def _describe(checkpoint: Checkpoint) -> None:
         ("training", checkpoint.training),
         ("optimizer", checkpoint.optimizer),
     ):
-        facts = value if isinstance(value, dict) else value._asdict()
+        facts = value if isinstance(value, dict) else value._asdict() if value is not None else {"name": None}
         print(f"{subject + ':':<10} {', '.join(f'{key} {fact}' for key, fact in facts.items())}", file=sys.stderr)
 
 

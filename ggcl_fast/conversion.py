@@ -36,7 +36,8 @@ class ConversionReport(NamedTuple):
     """Bytes of the checkpoint."""
     target_bytes: int
     """Bytes of the GGUF file."""
-    optimizer: Literal["adam", "lbfgs"]
+    optimizer: Literal["adam", "lbfgs"] | None
+    """None where the source has no optimizer state."""
     n_ff: int
     """Feed-forward length that the tensors have."""
     seconds: float
@@ -95,7 +96,7 @@ def convert(
     Parameters
     ----------
     source
-        A ggcl file, a URL of one (extra ``remote``), or a `Checkpoint` that is open.
+        A file in any form that `readers.open_checkpoint` reads, by path or URL, or an open `Checkpoint`.
     target
         The GGUF file to write, or a URL.  A symbolic link is followed, as `cp` does.
     ff
@@ -120,7 +121,8 @@ def convert(
     Raises
     ------
     CheckpointError
-        The source is not a sound checkpoint, or not one with `ff`, or changed while it was read.
+        The source is not a sound checkpoint, or not one with `ff`, or changed while it was read, or holds less or more
+        than `targets.checkpoint.write` can write.
     FileExistsError
         There is a target and `force` is false.
     OSError
@@ -161,7 +163,7 @@ def convert(
         n_tensors=len(checkpoint.names),
         source_bytes=checkpoint.source.size,
         target_bytes=nbytes,
-        optimizer=checkpoint.optimizer.name,
+        optimizer=checkpoint.optimizer.name if checkpoint.optimizer is not None else None,
         n_ff=n_ff,
         seconds=time.perf_counter() - begin,
         dry_run=dry_run,

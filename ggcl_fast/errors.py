@@ -107,7 +107,7 @@ def _rebuild(kind: type[CheckpointError], facts: dict[str, Any]) -> CheckpointEr
 
 
 class NotACheckpointError(CheckpointError):
-    """The file is of another kind altogether: its first bytes are not those of a checkpoint."""
+    """The file is of another kind altogether: its first bytes, or its keys, are not those of a checkpoint."""
 
 
 class TruncatedError(CheckpointError):

@@ -1,15 +1,15 @@
 """What a file is, by its first bytes.
 
-Tells ggcl checkpoints from the files that people hand in instead, and says what serves those.
+Tells what can be read from the files that people hand in instead, and says what serves those.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from .layout import GGCL_MAGIC
+from .layout import GGCL_MAGIC, GGLA_MAGIC, GGUF_MAGIC
 
-__all__ = ["GGCL", "LONGEST_SIGNATURE", "Kind", "recognise"]
+__all__ = ["GGCL", "GGLA", "GGUF", "LONGEST_SIGNATURE", "Kind", "recognise"]
 
 
 class Kind(NamedTuple):
@@ -24,13 +24,15 @@ class Kind(NamedTuple):
 
 
 GGCL: Final = Kind(GGCL_MAGIC.to_bytes(4, "little"), "a finetune checkpoint (ggcl)")
+GGUF: Final = Kind(GGUF_MAGIC, "a GGUF file")
+GGLA: Final = Kind(GGLA_MAGIC.to_bytes(4, "little"), "a finetune adapter (ggla)")
 
 _OLD_MODEL: Final = "convert the original model anew with llama.cpp's convert_hf_to_gguf.py"
 _KINDS: Final = (
     GGCL,
+    GGUF,
+    GGLA,
     Kind(b"ggcl", "a byte-swapped checkpoint (ggcl)", "from a big-endian machine; only little-endian ones can be read"),
-    Kind(b"GGUF", "a GGUF file", "a finetune checkpoint in GGUF form needs no conversion; gguf-dump shows what it is"),
-    Kind(b"algg", "a finetune adapter (ggla)", "convert the checkpoint that finetune wrote beside it"),
     Kind(
         b"pcgg",
         "a train-text-from-scratch checkpoint (ggcp)",

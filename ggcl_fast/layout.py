@@ -15,7 +15,13 @@ optimizer records            like tensor records, with empty names; n_dims 0 sta
 The header is 92 bytes, data starts at multiples of 32 and is a multiple of 4 bytes long, so every record,
 the optimizer's included, starts at a multiple of 4: a checkpoint can be read as 32-bit words throughout.
 
-GGUF fields that the writer packs in bulk follow at the end.  Nothing in this module runs; it is all data.
+A `ggla` file, version 1, is `GGLA_HEADER` and then tensor records, as above, to the end of the file.
+
+A GGUF file, version 2 or 3, is `GGUF_HEADER`, the keys with their values, the tensor infos, padding to the next
+multiple of the alignment, and the data.  Keys, values and infos are of variable length: `gguf_reader` has their form.
+What the writer packs in bulk of them, and the tables of tensors in memory, follow at the end.
+
+Nothing in this module runs; it is all data.
 """
 
 from __future__ import annotations
@@ -25,13 +31,18 @@ from typing import Final
 import numpy as np
 
 __all__ = [
-    "ADAM_END", "ALIGNMENT", "GGCL_MAGIC", "GGCL_VERSION", "GGUF_TENSOR_INFO", "HEADER", "LBFGS_END", "OPTIMIZER",
+    "ADAM_END", "ALIGNMENT", "GGCL_MAGIC", "GGCL_VERSION", "GGLA_HEADER", "GGLA_MAGIC", "GGLA_VERSION", "GGUF_HEADER",
+    "GGUF_MAGIC", "GGUF_TENSOR", "GGUF_TENSOR_INFO", "GGUF_VERSIONS", "HEADER", "LBFGS_END", "OPTIMIZER",
     "OPTIMIZER_VERSION", "RECORD", "TENSOR",
 ]  # fmt: skip
 
 GGCL_MAGIC: Final = 0x6767636C  # a u32, so that the file starts with the bytes b"lcgg"
 GGCL_VERSION: Final = 0  # no other was ever written
 OPTIMIZER_VERSION: Final = 1
+GGLA_MAGIC: Final = 0x67676C61  # a u32, so that the file starts with the bytes b"algg"
+GGLA_VERSION: Final = 1  # no other was ever written
+GGUF_MAGIC: Final = b"GGUF"
+GGUF_VERSIONS: Final = (2, 3)  # alike in all that is read here; version 1 had 32-bit counts
 ALIGNMENT: Final = 32  # of tensor data, in ggcl files and in the GGUF files made from them
 
 HEADER: Final = np.dtype(
@@ -105,6 +116,26 @@ LBFGS_END: Final = np.dtype(
 )
 """The last 24 bytes of a checkpoint trained with L-BFGS."""
 
+GGLA_HEADER: Final = np.dtype(
+    [
+        ("magic", "<u4"),  #       0  GGLA_MAGIC
+        ("version", "<u4"),  #     4  GGLA_VERSION
+        ("lora_r", "<u4"),  #      8  what lora_alpha is divided by; ranks of norms differ from it
+        ("lora_alpha", "<u4"),  # 12  deltas count lora_alpha / lora_r times
+    ]
+)
+"""The fixed header of a ggla file, 16 bytes at offset 0."""
+
+GGUF_HEADER: Final = np.dtype(
+    [
+        ("magic", "S4"),  #        0  GGUF_MAGIC
+        ("version", "<u4"),  #     4  one of GGUF_VERSIONS
+        ("n_tensors", "<u8"),  #   8
+        ("n_kv", "<u8"),  #       16  keys
+    ]
+)
+"""The fixed header of a GGUF file, 24 bytes at offset 0."""
+
 GGUF_TENSOR_INFO: Final = np.dtype(
     [
         ("n_dims", "<u4"),  #  0
@@ -117,7 +148,7 @@ GGUF_TENSOR_INFO: Final = np.dtype(
 
 TENSOR: Final = np.dtype(
     [
-        ("record", "i8"),  #       byte offset of the record in the source
+        ("record", "i8"),  #       byte offset of the record in the source; 0 where it is a GGUF file
         ("offset", "i8"),  #       byte offset of the data in the source
         ("nbytes", "i8"),  #       bytes of data; 0 for an absent tensor
         ("ne0", "i8"),  #          innermost dim; 0 for an absent tensor
@@ -128,3 +159,16 @@ TENSOR: Final = np.dtype(
     ]
 )
 """A row of the table that the sweep fills: where each tensor is, and where it goes.  In memory only."""
+
+GGUF_TENSOR: Final = np.dtype(
+    [
+        ("info", "i8"),  #        byte offset of the tensor info, which begins with the name's length
+        ("dims", "i8"),  #        byte offset of the dims in it
+        ("n_dims", "i8"),  #      1 to 4
+        ("ne", "i8", (4,)),  #    innermost first; 1 beyond n_dims
+        ("type", "i8"),  #        a gguf.GGMLQuantizationType
+        ("offset", "i8"),  #      byte offset of the data in the file
+        ("nbytes", "i8"),  #      bytes of data
+    ]
+)
+"""A row of the table of tensors of any GGUF file.  In memory only."""

@@ -48,8 +48,8 @@ MODEL_MODULES: Final = (
 LAYER_MODULES: Final = (
     Module("attention_norm", _T.ATTN_NORM, "attention_norm", "n_embd", "one"),
     Module("attention.wq", _T.ATTN_Q, "wq", "n_embd", "n_embd"),
-    Module("attention.wk", _T.ATTN_K, "wk", "n_embd", "n_embd"),
-    Module("attention.wv", _T.ATTN_V, "wv", "n_embd", "n_embd"),
+    Module("attention.wk", _T.ATTN_K, "wk", "n_embd", "n_embd_kv"),
+    Module("attention.wv", _T.ATTN_V, "wv", "n_embd", "n_embd_kv"),
     Module("attention.wo", _T.ATTN_OUT, "wo", "n_embd", "n_embd"),
     Module("ffn_norm", _T.FFN_NORM, "ffn_norm", "n_embd", "one"),
     Module("feed_forward.w1", _T.FFN_GATE, "w1", "n_embd", "n_ff"),
@@ -60,7 +60,7 @@ LAYER_MODULES: Final = (
 MODULES: Final = MODEL_MODULES + LAYER_MODULES
 """All twelve, in the order of the file; the last nine recur with every layer."""
 
-_DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff")
+_DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff", "n_embd_kv")
 _LAYERS: Final = 512  # of one schema: what a file that lies about its layers can cost
 
 
@@ -73,9 +73,9 @@ def smallest_size(n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> 
     """Return the bytes that the LoRA tensors take at the very least, whatever their names and n_ff are.
 
     Exact in Python integers, and computed without allocating anything by the numbers given, which no one has
-    checked yet.  `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab.
+    checked yet.  `ranks` has a value for every `Module.rank`, `dims` as in `Schema.plan`.
     """
-    known = {**dims, "one": 1, "n_ff": 1}
+    known = {"n_ff": 1, "n_embd_kv": dims["n_embd"], **dims, "one": 1}
 
     def bytes_of(modules: tuple[Module, ...]) -> int:
         return sum(2 * 20 + 4 * ranks[m.rank] * (known[m.n_in] + known[m.n_out]) for m in modules)
@@ -102,11 +102,12 @@ class Schema(NamedTuple):
     def plan(self, ranks: dict[str, int], dims: dict[str, int]) -> npt.NDArray[np.int64]:
         """Return the plan that `sweep.sweep` checks a file against, (n, 5) int64.
 
-        `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab; n_ff is left to the file.
+        `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab.  Without n_ff in `dims` that is left
+        to the file, without n_embd_kv (the length of keys and values) there is no grouped-query attention.
         """
         plan = self.fixed.copy()
         plan[:, 1] = np.array([ranks[m.rank] for m in MODULES], np.int64)[self.rank]
-        values = {**dims, "one": 1, "n_ff": N_FF}
+        values = {"n_ff": N_FF, "n_embd_kv": dims["n_embd"], **dims, "one": 1}
         plan[:, 2] = np.array([values[dim] for dim in _DIMS], np.int64)[self.dim]
         return plan
 

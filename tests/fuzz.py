@@ -1,6 +1,7 @@
 """Fuzzing, guided by coverage: ``python -m tests.fuzz FOLDER [libFuzzer's options]``, with the fuzz extra.
 
-FOLDER keeps the corpus; an empty one is filled with the real files, the sound ones and the hostile ones of the tests.
+FOLDER keeps the corpus; an empty one is filled with the real files of every kind, the sound ones and the hostile ones
+of the tests.
 ``-max_total_time=600`` ends after ten minutes, ``-runs=1000000`` after a million executions.  Whatever breaks a promise
 ends the run and is written to ``crash-*``.
 """
@@ -14,10 +15,12 @@ import atheris
 # The pass itself is instrumented only after numba has compiled it: instrumented code cannot be compiled.
 with atheris.instrument_imports(include=["ggcl_fast"], exclude=["ggcl_fast.sweep"]):
     from ggcl_fast import sweep
+    from ggcl_fast.readers import ggla, gguf_checkpoint  # noqa: F401 - at their first use it would be too late
 
     from .hostile import HOSTILE
+    from .hostile_gguf import HOSTILE_GGLA, HOSTILE_GGUF
     from .mutations import BASES, examine, mutate
-    from .reference import DATA, FIXTURES
+    from .reference import DATA, FIXTURES, LATER_FIXTURES
 
 _LONGEST_FILE = 1 << 20
 _TRACED = 64  # of so many executions one is watched for its memory, which takes ten times as long
@@ -43,8 +46,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
-        files = [(DATA / name).read_bytes() for name in FIXTURES]
-        for i, data in enumerate([*files, *BASES, *(one.data() for one in HOSTILE.values())]):
+        files = [(DATA / name).read_bytes() for name in (*FIXTURES, *LATER_FIXTURES)]
+        hostile = [one.data() for table in (HOSTILE, HOSTILE_GGUF, HOSTILE_GGLA) for one in table.values()]
+        for i, data in enumerate([*files, *BASES, *hostile]):
             (folder / f"seed-{i}").write_bytes(data)
     sweep.compiled()
     atheris.instrument_func(sweep.sweep)

@@ -141,7 +141,9 @@ def _bad(message: str, make: Callable[[], bytes], kind: type[CheckpointError] = 
 
 
 def _other(found: str, data: bytes, hint: str = "") -> Hostile:
-    message = f"magic at offset 0 (0x0): expected b'lcgg', found {found}{f' ({hint})' if hint else ''}"
+    message = (
+        f"magic at offset 0 (0x0): expected b'lcgg' or b'GGUF' or b'algg', found {found}{f' ({hint})' if hint else ''}"
+    )
     return Hostile(lambda: data, NotACheckpointError, message)
 
 
@@ -179,13 +181,9 @@ HOSTILE: Final[dict[str, Hostile]] = {
     "empty": _other("an empty file", b""),
     "three bytes": _other("b'lcg'", ADAM[:3]),
     "unknown magic": _other("b'abcd'", b"abcd" + ADAM[4:]),
-    "gguf": _other(
-        "b'GGUF', a GGUF file", b"GGUF" + ADAM[4:],
-        "a finetune checkpoint in GGUF form needs no conversion; gguf-dump shows what it is",
-    ),
-    "ggla": _other(
-        "b'algg', a finetune adapter (ggla)", b"algg" + ADAM[4:],
-        "convert the checkpoint that finetune wrote beside it",
+    "gguf": _bad("version at offset 4 (0x4): expected 2 or 3, found 0", lambda: b"GGUF" + ADAM[4:]),
+    "ggla": _bad(
+        "version at offset 4 (0x4): expected 1, the only one ever written, found 0", lambda: b"algg" + ADAM[4:]
     ),
     "ggcp": _other(
         "b'pcgg', a train-text-from-scratch checkpoint (ggcp)", b"pcgg" + ADAM[4:],

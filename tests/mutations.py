@@ -18,12 +18,24 @@ from ggcl_fast.sweep import Engine, compiled
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
+from .gguf_parts import converted, ggla_bytes, ggla_marks, ggla_records, marks, version_1
+
 ONES: Final = dict.fromkeys(RANKS, 1)
-BASES: Final = (
+TINY: Final = Shape(n_layer=1, n_embd=2, n_vocab=3, n_mult=1, past=1, ranks=ONES)
+GGCL: Final = (
     checkpoint_bytes(Shape()),
     checkpoint_bytes(Shape(optimizer="lbfgs", lbfgs_m=2, past=3, ranks=ONES)),
     checkpoint_bytes(Shape(n_layer=0, n_embd=1, n_vocab=1, n_mult=1, ranks=ONES)),
-    checkpoint_bytes(Shape(n_layer=1, n_embd=2, n_vocab=3, n_mult=1, past=1, ranks=ONES)),
+    checkpoint_bytes(TINY),
+)
+"""Sound ggcl files small enough to be tried by the thousand."""
+BASES: Final = (
+    *GGCL,
+    converted(checkpoint_bytes(TINY)),
+    converted(checkpoint_bytes(Shape(optimizer="lbfgs", lbfgs_m=1, past=3, n_layer=1, n_embd=4, ranks=ONES))),
+    version_1(Shape(n_layer=1, n_embd=4, n_vocab=3, ranks=ONES), n_head_kv=1, short_dims=True).build(),
+    ggla_bytes(ggla_records(TINY), alpha=8),
+    ggla_bytes(ggla_records(Shape(), old_names=False)),
 )
 """Sound files small enough to be tried by the thousand."""
 
@@ -36,6 +48,10 @@ NUMBERS: Final = (0, 1, 2, 3, 4, 5, 8, 31, 32, 33, 64, 255, 1 << 16, (1 << 31) -
 
 def landmarks(data: bytes) -> list[int]:
     """Offsets of the words of `data` that mean something, as far as it can be followed."""
+    if data.startswith(b"GGUF"):
+        return marks(data)
+    if data.startswith(b"algg"):
+        return ggla_marks(data)
     found = list(range(0, min(92, len(data) - 3), 4))
     at = 92
     for _ in range(100):
@@ -130,10 +146,17 @@ def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, 
         assert all(warning.isprintable() for warning in checkpoint.warnings)
         assert (table["offset"] + table["nbytes"] <= len(data)).all()
         assert (np.diff(table["gguf_offset"]) > 0).all()
-        assert len(checkpoint.names) == len(table)
+        assert len(checkpoint.names) == len(set(checkpoint.names)) == len(table)
+        assert (checkpoint.optimizer is None) == (checkpoint.kind == "ggla")
         nowhere = _Nowhere()
-        finetune_gguf.write(checkpoint, nowhere)
-        assert nowhere.nbytes > int(table["nbytes"].sum())
+        refused = ""
+        try:
+            finetune_gguf.write(checkpoint, nowhere)
+        except CheckpointError as error:
+            refused = str(error)
+        assert bool(refused) == (len(checkpoint.extra) > 0 or checkpoint.optimizer is None)
+        assert refused.isprintable()
+        assert (nowhere.nbytes > int(table["nbytes"].sum())) != bool(refused)
         return " ".join(checkpoint.warnings), table.tobytes()
 
 

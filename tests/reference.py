@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 DATA = Path(__file__).parent / "data"
 FIXTURES = ("adam.ggcl", "adam-past4.ggcl", "adam-odd-ff.ggcl", "lbfgs.ggcl", "trained.ggcl")
+LATER_FIXTURES = ("trained.ggla", "finetune-v1.gguf", "finetune-v1.ggla", "base.gguf")
 
 MODULES = {
     "tok_embeddings": "token_embd", "norm": "output_norm", "output": "output", "attention_norm": "attn_norm",

@@ -24,7 +24,7 @@ from ggcl_fast.cli import main
 from ggcl_fast.discovery import target_name
 from ggcl_fast.testing import SHAPE_7B, write_checkpoint
 
-from .mutations import BASES
+from .mutations import GGCL
 from .reference import DATA
 
 N_FILES = 24
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of several shapes, two bad ones among them."""
     folder = tmp_path_factory.mktemp("many")
     for i in range(N_FILES):
-        data = BASES[i % len(BASES)]
+        data = GGCL[i % len(GGCL)]
         (folder / f"{i}.ggcl").write_bytes(data[:-5] if i in BAD else data)
     return folder
 
@@ -244,8 +244,8 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "in"
     (tree / "deep" / "deeper").mkdir(parents=True)
     for name in ("a.ggcl", "checkpoint-10.bin", "deep/b", "deep/deeper/a.ggcl"):
-        (tree / name).write_bytes(BASES[2])
-    (tree / "bad.bin").write_bytes(BASES[2][:-1])
+        (tree / name).write_bytes(GGCL[2])
+    (tree / "bad.bin").write_bytes(GGCL[2][:-1])
     for name in ("notes.txt", "empty.ggcl", "deep/model.gguf"):
         (tree / name).write_bytes(b"" if "empty" in name else b"something else")
     return tree
@@ -297,7 +297,7 @@ def test_a_folder_may_be_converted_within_itself(tree: Path) -> None:
 
 
 def test_two_sources_of_one_target_are_refused(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tree / "a.bin").write_bytes(BASES[2])
+    (tree / "a.bin").write_bytes(GGCL[2])
     assert main([str(tree), str(tree.parent / "out")]) == 1
     assert f"It would become of both {tree}/a.bin and {tree}/a.ggcl" in capsys.readouterr().err
     assert not (tree.parent / "out").exists()
@@ -311,7 +311,7 @@ def test_a_folder_without_checkpoints_is_told(tmp_path: Path, capsys: pytest.Cap
 
 def test_fail_fast_stops_at_the_first(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(60):
-        (tree / f"x{i}.ggcl").write_bytes(BASES[2][:-1])
+        (tree / f"x{i}.ggcl").write_bytes(GGCL[2][:-1])
     assert main([str(tree), str(tmp_path / "out"), "--fail-fast", "--jobs", "1"]) == 1
     assert capsys.readouterr().err.count("error: ") == 1
 

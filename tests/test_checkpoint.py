@@ -28,6 +28,7 @@ def test_tensors_are_those_of_the_reference_reader(fixture: str) -> None:
             np.testing.assert_array_equal(view.ravel().view(np.uint32), values.view(np.uint32))
         assert checkpoint.parameters.n_ff == keys["llama.feed_forward_length"]
         assert checkpoint.training.iterations == keys["training.iteration_count"]
+        assert checkpoint.optimizer is not None
         assert checkpoint.optimizer.name == keys["optimizer.type"]
         assert checkpoint.optimizer.n_parameters == keys["optimizer.parameter_count"]
         assert checkpoint.ranks["wq"] == keys["training.lora.rank.attn_q"]
@@ -97,11 +98,12 @@ def test_what_is_no_buffer_is_a_type_error() -> None:
         Checkpoint.from_buffer(np.zeros(64, np.uint8)[::2])
 
 
-def test_unknown_engines_are_value_errors() -> None:
+@pytest.mark.parametrize("fixture", ["adam.ggcl", "finetune-v1.gguf", "trained.ggla"])
+def test_unknown_engines_are_value_errors(fixture: str) -> None:
     with pytest.raises(ValueError, match="engine must be one of auto, numba, python, not 'rust'"):
-        open_checkpoint(DATA / "adam.ggcl", engine="rust")  # type: ignore[arg-type]
+        open_checkpoint(DATA / fixture, engine="rust")  # type: ignore[arg-type]
 
 
 def test_repr_tells_what_it_is() -> None:
     with open_checkpoint(DATA / "adam.ggcl") as checkpoint:
-        assert "2 layers, n_embd 32, 44 tensors, adam, 4 iterations" in repr(checkpoint)
+        assert "ggcl, 2 layers, n_embd 32, 44 tensors, adam, 4 iterations" in repr(checkpoint)

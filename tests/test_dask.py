@@ -14,7 +14,7 @@ import pytest
 import ggcl_fast
 from ggcl_fast import Job, TruncatedError, convert_many
 
-from .mutations import BASES
+from .mutations import GGCL
 
 distributed = pytest.importorskip("distributed", reason="needs the dask extra")
 
@@ -66,7 +66,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list["subprocess.Popen[bytes]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     for i in range(N_FILES):
-        data = BASES[i % len(BASES)]
+        data = GGCL[i % len(GGCL)]
         (folder / f"{i}.ggcl").write_bytes(data[:-5] if i in BAD else data)
     return folder
 

@@ -23,12 +23,12 @@ import ggcl_fast
 from ggcl_fast import SourceChangedError, sources
 from ggcl_fast.testing import SHAPE_7B, Shape, checkpoint_bytes, write_checkpoint
 
-from .mutations import BASES
+from .mutations import GGCL
 from .reference import DATA
 
 PACKAGE = Path(ggcl_fast.__file__).parent
 OLD = b"precious"
-SMALL = BASES[-1]
+SMALL = GGCL[-1]
 SIZES = pytest.mark.parametrize("small", [True, False], ids=["read whole", "read by a thread"])
 
 
@@ -441,7 +441,7 @@ def test_a_source_that_changes_is_an_error(
 @pytest.mark.parametrize("change", [_shrink, _grow, _rewrite])
 def test_a_small_source_that_changes_is_an_error(change: Callable[[Path], None], tmp_path: Path, target: Path) -> None:
     source = tmp_path / "in.ggcl"
-    source.write_bytes(BASES[0])
+    source.write_bytes(GGCL[0])
     with ggcl_fast.open_checkpoint(source) as checkpoint:
         change(source)
         with pytest.raises(SourceChangedError):

@@ -1,6 +1,5 @@
 """The bulk writer against gguf's own: the same bytes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,8 @@ from ggcl_fast.gguf_writer import BulkGGUFWriter
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
+from .gguf_parts import Collected
 from .reference import DATA, FIXTURES
-
-
-class Collected(bytearray):
-    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
-        for piece in pieces:
-            self += piece
 
 
 @pytest.mark.parametrize(

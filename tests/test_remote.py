@@ -15,7 +15,7 @@ from ggcl_fast.cli import main
 from ggcl_fast.remote import RemoteOutput, SourceRemote, public_name
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
-from .mutations import BASES
+from .mutations import GGCL
 from .reference import DATA
 
 fsspec = pytest.importorskip("fsspec", reason="needs the remote extra")
@@ -140,7 +140,7 @@ def test_a_failed_upload_leaves_no_object(
 
 def test_a_truncated_object_gives_the_usual_error(bucket: tuple[Any, str], large: bytes) -> None:
     fs, name = bucket
-    for data in (BASES[0][:-1], large[:-1]):
+    for data in (GGCL[0][:-1], large[:-1]):
         fs.pipe(f"{name}/in.ggcl", data)
         with pytest.raises(TruncatedError, match="the file's end fits no optimizer") as caught:
             ggcl_fast.convert(f"s3://{name}/in.ggcl", f"s3://{name}/out.gguf")
@@ -172,7 +172,7 @@ def test_missing_objects_and_stores_are_os_errors(bucket: tuple[Any, str]) -> No
 def test_a_folder_of_objects_becomes_one(bucket: tuple[Any, str], capsys: pytest.CaptureFixture[str]) -> None:
     fs, name = bucket
     for key in ("in/a.ggcl", "in/deep/b.bin"):
-        fs.pipe(f"{name}/{key}", BASES[0])
+        fs.pipe(f"{name}/{key}", GGCL[0])
     fs.pipe(f"{name}/in/notes.txt", b"no")
     command = [f"s3://{name}/in/", f"s3://{name}/out/", "--recursive", "--jobs", "1"]
     assert main(command) == 0
@@ -218,7 +218,7 @@ def test_records_are_read_with_few_requests(large: bytes, large_whole: bytes, mo
 def test_a_file_that_is_not_as_expected_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of another length put every record elsewhere than it is looked for."""
     monkeypatch.setattr("ggcl_fast.remote.SMALL", 0)
-    data = bytearray(BASES[0])
+    data = bytearray(GGCL[0])
     data[96:100] = (60).to_bytes(4, "little")  # the first name's length, and all behind it by 32 bytes
     moved = bytes(data[:160]) + bytes(32) + bytes(data[160:])
     fsspec.filesystem("memory").pipe("/odd.ggcl", moved)
@@ -242,7 +242,7 @@ def test_credentials_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 class Ranges(http.server.BaseHTTPRequestHandler):
     """The least of a web server that answers ranged requests."""
 
-    content = BASES[1] + b""
+    content = GGCL[1] + b""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)

@@ -12,17 +12,17 @@ from .. import kinds
 from ..checkpoint import Checkpoint
 from ..errors import NotACheckpointError
 from ..sources import Source, SourceFile, StrPath, is_url, read_at
-from ..sweep import Engine
+from ..sweep import Engine, pick_engine
 
 __all__ = ["open_checkpoint", "read"]
 
-_READERS: Final = {kinds.GGCL: "ggcl"}
+_READERS: Final = {kinds.GGCL: "ggcl", kinds.GGUF: "gguf_checkpoint", kinds.GGLA: "ggla"}
 
 
 def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
-    """Open a checkpoint.
+    """Open a checkpoint, in the ggcl or the GGUF form, or the ggla adapter that was written beside it.
 
-    Reads the header, every tensor record and the optimizer state; tensor data only where it is asked for.
+    Its first bytes tell the kind.  Reads what says where the tensors are; tensor data only where it is asked for.
 
     Parameters
     ----------
@@ -59,6 +59,7 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     """Read the checkpoint that `source` holds, whatever its kind; raises as `open_checkpoint` does."""
+    pick_engine(engine, 0)  # refuses what is none, whether the kind of file needs one or not
     start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
     kind = kinds.recognise(start)
     if kind not in _READERS:
@@ -66,7 +67,8 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         if kind is not None:
             found += f", {kind.name}"
         raise NotACheckpointError(
-            source=source.name, field="magic", offset=0, expected=f"{kinds.GGCL.signature!r}", found=found,
+            source=source.name, field="magic", offset=0,
+            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=found,
             hint=kind.hint if kind is not None else None,
         )  # fmt: skip
     reader = importlib.import_module(f"{__name__}.{_READERS[kind]}")

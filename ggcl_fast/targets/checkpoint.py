@@ -9,7 +9,8 @@ from typing import Final
 
 import gguf
 
-from ..checkpoint import Adam, Checkpoint
+from ..checkpoint import Adam, Checkpoint, Optimizer
+from ..errors import CheckpointError, printable
 from ..gguf_writer import BulkGGUFWriter
 from ..payload import Output, Progress
 from ..schema import MODULES
@@ -23,7 +24,14 @@ _RMS_EPSILON: Final = 1e-5  # the checkpoint does not store it; finetune knew no
 def write(checkpoint: Checkpoint, output: Output, progress: Progress | None = None) -> None:
     """Write `checkpoint` to `output` as a GGUF finetune checkpoint.
 
-    Raises what reading the source and writing the output raise.
+    Version 0 of the format is written, and nothing is left out for it: what has no place in it is refused.  That is
+    right for version 1 too, the later builds': without its shuffle state, context and rope keys the file would claim a
+    training that never was.
+
+    Raises
+    ------
+    CheckpointError
+        `checkpoint` is an adapter, or has keys that version 0 does not have.
     """
     writer = BulkGGUFWriter(output, _ARCH)
     add_keys(writer, checkpoint)
@@ -32,8 +40,8 @@ def write(checkpoint: Checkpoint, output: Output, progress: Progress | None = No
 
 
 def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
-    """Add all keys of the GGUF finetune checkpoint to `writer`, in their order."""
-    model, training, optimizer = checkpoint.parameters, checkpoint.training, checkpoint.optimizer
+    """Add all keys of the GGUF finetune checkpoint to `writer`, in their order; raises as `write` does."""
+    model, training, optimizer = checkpoint.parameters, checkpoint.training, _optimizer(checkpoint)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_layer_norm_rms_eps(_RMS_EPSILON)
     writer.add_uint32("training.file_version", 0)
@@ -68,3 +76,20 @@ def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
         writer.add_int32("optimizer.lbfgs.line_search_k", optimizer.k)
         writer.add_int32("optimizer.lbfgs.line_search_end", optimizer.end)
         writer.add_uint32("optimizer.lbfgs.no_improvement_count", optimizer.no_improvement_count)
+
+
+def _optimizer(checkpoint: Checkpoint) -> Optimizer:
+    """Return the optimizer state of `checkpoint` if that can be written whole."""
+    if checkpoint.optimizer is None:
+        raise CheckpointError(
+            "an adapter has neither optimizer state nor training counts", source=checkpoint.source.name,
+            field="optimizer", hint="it cannot become a checkpoint again: take the one that finetune wrote beside it",
+        )  # fmt: skip
+    if checkpoint.extra:
+        keys = list(checkpoint.extra)
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise CheckpointError(
+            f"a checkpoint of training.file_version 0 has no place for {', '.join(map(printable, keys[:3]))}{more}",
+            source=checkpoint.source.name, field="keys", hint="it is in GGUF form already; copy it as it is",
+        )  # fmt: skip
+    return checkpoint.optimizer

@@ -1,0 +1,118 @@
+"""Tensors that are known by their names: what the readers of GGUF and ggla files share.
+
+Both kinds of file name their tensors and may have them in any order.  Here they are held against the schema: that all
+of them are there, and no others, and that their dims fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CheckpointError
+from ..layout import ALIGNMENT, TENSOR
+from ..schema import schemas
+from ..sources import Source
+
+__all__ = ["Found", "tensor_table"]
+
+
+class Found(NamedTuple):
+    """The tensors of a file."""
+
+    source: Source
+    """Where they are, for messages."""
+    rows: Mapping[str, int]
+    """Row in `ne` and `dims_at` by GGUF name."""
+    ne: npt.NDArray[np.int64]
+    """(n, 4) dims, innermost first; 1 beyond the dims that are there."""
+    dims_at: npt.NDArray[np.int64]
+    """(n,) byte offset of the dims in the file."""
+
+    def lora_names(self, n_layer: int, hint: str) -> tuple[str, ...]:
+        """Return the GGUF names of all LoRA tensors of `n_layer` layers, in the order of a ggcl file.
+
+        Raises
+        ------
+        CheckpointError
+            One of them is missing; `hint` ends the message.  That is found out before `n_layer` costs anything.
+        """
+        names: tuple[str, ...] = ()
+        for lora in schemas(n_layer):
+            for name in lora.names:
+                if name not in self.rows:
+                    raise CheckpointError(
+                        f"the tensor is missing; a checkpoint of {n_layer} layers has it",
+                        source=self.source.name, tensor=name, hint=hint,
+                    )  # fmt: skip
+            names += lora.names
+        return names
+
+    def refuse_others(self, names: Sequence[str]) -> None:
+        """Raise `CheckpointError` if there are tensors besides `names`."""
+        if len(names) == len(self.rows):
+            return
+        other = next(iter(self.rows.keys() - set(names)))
+        raise CheckpointError(
+            "a finetune checkpoint of this shape has no tensor of this name",
+            source=self.source.name, tensor=other, index=self.rows[other],
+        )  # fmt: skip
+
+    def check_lora_dims(self, n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> None:
+        """Hold the dims of all LoRA tensors against `ranks` and `dims`; see `Schema.plan`, n_ff included."""
+        for lora in schemas(n_layer):
+            plan = lora.plan(ranks, dims)
+            self._check(lora.names, np.column_stack([plan[:, 1:3], np.ones((len(plan), 2), np.int64)]))
+
+    def check_dims(self, expected: Mapping[str, Sequence[int]]) -> None:
+        """Hold the dims of some tensors, by name, against those that they must have."""
+        wanted = np.ones((len(expected), 4), np.int64)
+        for row, ne in enumerate(expected.values()):
+            wanted[row, : len(ne)] = ne
+        self._check(tuple(expected), wanted)
+
+    def _check(self, names: Sequence[str], wanted: npt.NDArray[np.int64]) -> None:
+        # Dims of 1 at the end may be there or not: builds of 2024 left them out.
+        rows = [self.rows[name] for name in names]
+        bad = np.flatnonzero((self.ne[rows] != wanted).any(axis=1))
+        if len(bad):
+            name, row = names[int(bad[0])], rows[int(bad[0])]
+            raise CheckpointError(
+                source=self.source.name, tensor=name, index=row, field="dims", offset=int(self.dims_at[row]),
+                expected=_shown(wanted[bad[0]]), found=_shown(self.ne[row]),
+            )  # fmt: skip
+
+
+def _shown(ne: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """Return dims without the ones at the end, but two at least."""
+    dims = ne.tolist()
+    while len(dims) > 2 and dims[-1] == 1:
+        dims.pop()
+    return tuple(dims)
+
+
+def tensor_table(
+    offsets: npt.NDArray[np.int64], ne: npt.NDArray[np.int64], n_dims: npt.NDArray[np.int64] | int
+) -> npt.NDArray[np.void]:
+    """Return (n,) `layout.TENSOR` for float32 tensors, their places in the GGUF file as the conversion lays it out.
+
+    Parameters
+    ----------
+    offsets
+        (n,) where the data is in the source.
+    ne
+        (n, 2) dims.
+    n_dims
+        How many dims each has, 1 or 2.
+    """
+    table = np.zeros(len(offsets), TENSOR)
+    table["offset"] = offsets
+    table["ne0"], table["ne1"] = ne[:, 0], ne[:, 1]
+    table["n_dims"] = n_dims
+    table["nbytes"] = 4 * ne[:, 0] * ne[:, 1]
+    padded = (table["nbytes"] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    table["gguf_offset"] = np.cumsum(padded) - padded
+    return table
