@@ -143,6 +143,8 @@ class Checkpoint:
         (n,) `layout.TENSOR`, a row a name: where each tensor is in the source and in the GGUF data section.
     warnings : tuple of str
         What is unusual about the file and does not prevent its use.
+    scale : float
+        What the product of a pair is multiplied by: its delta is ``scale * lora_b @ lora_a.T``.
     """
 
     def __init__(
@@ -155,6 +157,8 @@ class Checkpoint:
         names: tuple[str, ...],
         table: npt.NDArray[np.void],
         warnings: tuple[str, ...],
+        *,
+        scale: float = 1.0,
     ) -> None:
         self.source = source
         self.parameters = parameters
@@ -164,6 +168,7 @@ class Checkpoint:
         self.names = names
         self.table = table
         self.warnings = warnings
+        self.scale = scale
         self._tensors: _Tensors | None = None
         self._closed = False
 

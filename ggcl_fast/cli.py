@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from . import __version__
+from . import __version__, targets
 from .errors import CheckpointError, printable
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _ENGINES: Final = ("auto", "numba", "python")  # of sweep.ENGINES, which would b
 _EXAMPLES: Final = """\
 examples:
   python -m ggcl_fast checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --to adapter --base model.gguf checkpoint.ggcl adapter.gguf
+  python -m ggcl_fast --to merged --base model.gguf checkpoint.ggcl merged.gguf
+  python -m ggcl_fast --to peft --base model.gguf checkpoint.ggcl adapter-folder
   python -m ggcl_fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
   python -m ggcl_fast --json --force checkpoint.ggcl checkpoint.gguf
   python -m ggcl_fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
@@ -41,14 +44,35 @@ examples:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ggcl-fast",
-        description="Convert a finetune checkpoint of August 2023 (magic ggcl) to a GGUF checkpoint.",
+        description="Convert a finetune checkpoint of August 2023 (magic ggcl) to GGUF, or to what loads today.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="IN", nargs="?", help="ggcl checkpoint to read")
-    parser.add_argument("target", metavar="OUT", nargs="?", help="GGUF file to write")
+    parser.add_argument("target", metavar="OUT", nargs="?", help="GGUF file to write; for PEFT a folder")
     parser.add_argument("-i", "--input", metavar="IN", help="the same as IN")
     parser.add_argument("-o", "--output", metavar="OUT", help="the same as OUT")
+    parser.add_argument(
+        "--to",
+        choices=targets.TARGETS,
+        default=targets.DEFAULT,
+        help="what to write: " + "; ".join(f"{name}, {target.what}" for name, target in targets.TARGETS.items()),
+    )
+    parser.add_argument("--base", metavar="GGUF", help="the model that the checkpoint was trained on")
+    parser.add_argument(
+        "--base-out",
+        metavar="GGUF",
+        help="with --to adapter --base: where the base model with changed norms goes (default: beside OUT)",
+    )
+    parser.add_argument(
+        "--outtype", choices=targets.OUTTYPES, default=targets.OUTTYPES[0], help="type of an adapter's tensors"
+    )
+    parser.add_argument(
+        "--no-token-embd",
+        dest="token_embd",
+        action="store_false",
+        help="leave the token embeddings out of an adapter: what llama.cpp needs where they are tied",
+    )
     parser.add_argument(
         "--ff",
         type=int,
@@ -83,6 +107,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.source, args.target = positional
     if args.source is None or args.target is None:
         parser.error("IN and OUT are needed")
+    given = {"base": args.base is not None, "base_out": args.base_out is not None, "token_embd": not args.token_embd}
+    try:
+        targets.check_options(args.to, args.outtype, given)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
@@ -94,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(args)
     except _Stopped as stop:
         return _fail(f"interrupted by {stop.signal.name}; no part of a file is left behind", 128 + stop.signal)
-    except CheckpointError as error:
+    except (CheckpointError, ModuleNotFoundError) as error:
         return _fail(str(error))
     except OSError as error:
         names = [printable(os.fsdecode(name), longest=4096) for name in (error.filename, error.filename2) if name]
@@ -129,10 +158,15 @@ def _run(args: argparse.Namespace) -> int:
     with open_checkpoint(args.source, engine=args.engine) as checkpoint:
         if args.verbose:
             _describe(checkpoint)
-        with _progress(args, checkpoint.source.size) as progress:
+        with _progress(args, checkpoint.source.size + (os.path.getsize(args.base) if args.base else 0)) as progress:
             report = convert(
                 checkpoint,
                 args.target,
+                to=args.to,
+                base=args.base,
+                base_out=args.base_out,
+                outtype=args.outtype,
+                token_embd=args.token_embd,
                 ff=args.ff,
                 force=args.force,
                 dry_run=args.dry_run,
@@ -143,6 +177,8 @@ def _run(args: argparse.Namespace) -> int:
     if not args.quiet:
         for warning in report.warnings:
             print(f"ggcl-fast: warning: {printable(report.source, longest=4096)}: {warning}", file=sys.stderr)
+        for note in report.notes:
+            print(f"ggcl-fast: note: {printable(note, longest=4096)}", file=sys.stderr)
     if args.json:
         print(json.dumps(report._asdict()))
     elif not args.quiet:
@@ -152,10 +188,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _line(report: ConversionReport) -> str:
     done = "would be written" if report.dry_run else "written"
-    return (
-        f"{printable(report.target, longest=4096)}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, "
-        f"optimizer {report.optimizer}, {report.seconds:.3f} s"
-    )
+    names = " and ".join(printable(name, longest=4096) for name in (report.target, *report.extra_outputs))
+    what = f"optimizer {report.optimizer}" if report.to == targets.DEFAULT else report.to
+    return f"{names}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, {what}, {report.seconds:.3f} s"
 
 
 def _describe(checkpoint: Checkpoint) -> None:

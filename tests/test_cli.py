@@ -104,6 +104,7 @@ def test_json_is_the_report(out: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert report == {
         "source": ADAM, "target": str(out), "n_tensors": 44, "source_bytes": 95308, "target_bytes": 96960,
         "optimizer": "adam", "n_ff": 96, "dry_run": False, "warnings": [],
+            "to": "checkpoint", "notes": [], "extra_outputs": [],
     }  # fmt: skip
 
 

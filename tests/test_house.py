@@ -13,7 +13,8 @@ import ggcl_fast
 PACKAGE = Path(ggcl_fast.__file__).parent
 # Downward: each module may import only from those after it.
 ORDER = (
-    "__main__", "cli", "conversion", "targets", "targets.checkpoint", "finite", "gguf_writer", "payload", "files",
+    "__main__", "cli", "conversion", "targets", "targets.checkpoint", "targets.adapter", "targets.merged",
+    "targets.peft", "targets.plan", "finite", "gguf_writer", "payload", "files", "base_model", "gguf_reader", "deltas",
     "readers", "readers.ggcl", "checkpoint", "sources", "schema", "sweep", "kinds", "layout", "errors",
 )  # fmt: skip
 PATHS = {
