@@ -18,7 +18,6 @@ from .reference import DATA
 Floats = npt.NDArray[np.float32]
 Type = gguf.GGMLQuantizationType
 BASE = DATA / "base.gguf"
-NORMS = ("attn_norm", "ffn_norm", "output_norm")
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,10 @@ class Model:
         writer.write_tensors_to_file()
         writer.close()
         return stored
+
+
+def is_norm(weight: str) -> bool:
+    return weight.split(".")[-2] in ("attn_norm", "ffn_norm", "output_norm")
 
 
 def delta(a: Floats, b: Floats, scale: float = 1.0) -> npt.NDArray[np.float64]:

@@ -19,7 +19,7 @@ from ggcl_fast import CheckpointError, targets
 from ggcl_fast.targets import merged as merged_target
 from ggcl_fast.targets.peft import MODULE_NAMES
 
-from .models import BASE, NORMS, Floats, Model, Type, delta, field_value, kinds_of, read_gguf
+from .models import BASE, Floats, Model, Type, delta, field_value, is_norm, kinds_of, read_gguf
 from .reference import DATA, MODULES
 
 TRAINED = DATA / "trained.ggcl"
@@ -43,10 +43,6 @@ scales = st.sampled_from([1.0, 0.5, -3.0, 1 / 3])
 PRECISION = {
     Type.F32: 1e-6, Type.F16: 1e-3, Type.BF16: 8e-3, Type.Q8_0: 1 / 127, Type.Q5_1: 1 / 15, Type.Q4_0: 1 / 7,
 }  # fmt: skip
-
-
-def is_norm(weight: str) -> bool:
-    return weight.split(".")[-2] in NORMS
 
 
 def close(found: Any, expected: Any, kind: Type = Type.F32) -> None:
