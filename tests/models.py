@@ -1,8 +1,9 @@
 """Base models and checkpoints of any shape, made in memory: what ggcl files cannot express is built by hand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gguf
 import numpy as np
@@ -16,7 +17,7 @@ from ggcl_fast.sources import SourceBuffer
 from .reference import DATA
 
 Floats = npt.NDArray[np.float32]
-Type = gguf.GGMLQuantizationType
+Type: TypeAlias = gguf.GGMLQuantizationType
 BASE = DATA / "base.gguf"
 
 
@@ -90,7 +91,12 @@ class Model:
         }
 
     def write(
-        self, path: Path, weights: dict[str, Floats] | None = None, *, tokenizer: bool = False, **extra: Floats
+        self,
+        path: Path,
+        weights: dict[str, Floats] | None = None,
+        *,
+        tokenizer: bool = False,
+        extra: Mapping[str, Floats] | None = None,
     ) -> dict[str, Floats]:
         """Write a base model, with the tokenizer of base.gguf where a program is to load it.
 
@@ -115,7 +121,7 @@ class Model:
             data = gguf.quants.quantize(values, kind)
             stored[name] = gguf.quants.dequantize(data, kind)
             writer.add_tensor(name, data, raw_dtype=kind)
-        for name, values in extra.items():
+        for name, values in (extra or {}).items():
             writer.add_tensor(name, values)
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_an_adapter_holds_every_delta_but_those_of_norms(
         "llama", "adapter", "lora"
     ]  # fmt: skip
     assert field_value(out, "adapter.lora.alpha") == 0
-    tensors, kind = read_gguf(out), Type[outtype.upper()]
+    tensors, kind = read_gguf(out), gguf.GGMLQuantizationType[outtype.upper()]
     assert set(kinds_of(out).values()) == {kind}
     expected = [w for w in factors if not is_norm(w) and (token_embd or w != "token_embd.weight")]
     assert list(tensors) == [f"{w}.lora_{end}" for w in expected for end in "ab"]
@@ -121,7 +122,7 @@ def test_what_is_left_out_is_said_with_its_size(tmp_path: Path) -> None:
 def test_only_norms_of_the_base_change(model: Model, scale: float, folder: Path) -> None:
     model = replace(model, tied=False)
     base, factors = folder / "in.gguf", model.factors()
-    weights = model.write(base, **{"rope_freqs.weight": np.ones(3, np.float32)})
+    weights = model.write(base, extra={"rope_freqs.weight": np.ones(3, np.float32)})
     with model.checkpoint(factors, scale) as checkpoint:
         report = ggcl_fast.convert(checkpoint, folder / "adapter.gguf", to="adapter", base=base, force=True)
     out = folder / "in-adapter.gguf"
@@ -140,7 +141,7 @@ def test_only_norms_of_the_base_change(model: Model, scale: float, folder: Path)
 @given(model=models, scale=scales)
 def test_a_merged_model_has_every_delta(model: Model, scale: float, folder: Path) -> None:
     base, out, factors = folder / "base.gguf", folder / "merged.gguf", model.factors()
-    weights = model.write(base, **{"rope_freqs.weight": np.arange(5, dtype=np.float32)})
+    weights = model.write(base, extra={"rope_freqs.weight": np.arange(5, dtype=np.float32)})
     with model.checkpoint(factors, scale) as checkpoint:
         report = ggcl_fast.convert(checkpoint, out, to="merged", base=base, force=True)
     found, kinds = read_gguf(out), kinds_of(out)
@@ -239,7 +240,7 @@ def test_a_peft_folder_holds_every_delta(
         )  # fmt: skip
     tensors = safetensors.numpy.load_file(folder / "peft" / "adapter_model.safetensors")
     config = json.loads((folder / "peft" / "adapter_config.json").read_text())
-    kind = Type[outtype.upper()]
+    kind = gguf.GGMLQuantizationType[outtype.upper()]
     for weight, (a, b) in factors.items():
         last = weight.split(".")[-2]
         module = MODULE_NAMES[last].format(weight.split(".")[1])
@@ -395,6 +396,6 @@ def test_a_target_that_is_the_base_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_safetensors_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'ggcl_fast\[peft\]'"):
         ggcl_fast.convert(TRAINED, tmp_path / "out", to="peft")
