@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final
 
+from . import targets
 from .batch import Job, JobResult, convert_many, n_cpus
 from .discovery import Found, find_jobs
 from .errors import CheckpointError, printable
@@ -40,8 +41,12 @@ def run_many(args: Namespace) -> int:
     begin = time.perf_counter()
     if args.dask:  # whose workers are in other folders
         args.sources = [path if is_url(path) else os.path.abspath(path) for path in args.sources]
+        args.base = os.path.abspath(args.base) if args.base and not is_url(args.base) else args.base
         args.target = args.target if is_url(args.target) else os.path.abspath(args.target)
-    found = find_jobs(args.sources, args.target, recursive=args.recursive)
+    if args.base_out is not None:
+        return fail("--base-out is for one file; several have theirs beside their adapters")
+    suffix = "" if args.to is not None and targets.TARGETS[args.to].folder else ".gguf"
+    found = find_jobs(args.sources, args.target, recursive=args.recursive, suffix=suffix)
     if not found.jobs:
         return fail(f"no checkpoints found, {found.n_others:,} other files passed over")
     options = options_of(args) | {"engine": args.engine, "parents": True, "skip_existing": args.skip_existing}

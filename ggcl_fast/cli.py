@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from . import __version__
+from . import __version__, targets
 from .errors import CheckpointError, printable
 from .terminal import Stopped, fail, line_of, options_of, signals_as_exceptions, warn, words_of
 
@@ -30,6 +30,9 @@ _ENGINES: Final = ("auto", "numba", "python")  # of sweep.ENGINES, which would b
 _EXAMPLES: Final = """\
 examples:
   python -m ggcl_fast checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --to adapter --base model.gguf checkpoint.ggcl adapter.gguf
+  python -m ggcl_fast --to merged --base model.gguf checkpoint.ggcl merged.gguf
+  python -m ggcl_fast --to peft --base model.gguf checkpoint.ggcl adapter-folder
   python -m ggcl_fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
   python -m ggcl_fast --json --force checkpoint.ggcl checkpoint.gguf
   python -m ggcl_fast --recursive --skip-existing runs/ converted/
@@ -41,16 +44,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ggcl-fast",
         usage="%(prog)s [options] IN OUT\n       %(prog)s [options] IN... OUT_FOLDER",
-        description="Convert finetune checkpoints of August 2023 (magic ggcl) to GGUF checkpoints.",
+        description="Convert checkpoints and adapters of llama.cpp's finetune to GGUF, and to what loads today.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths", metavar="IN... OUT", nargs="*",
-        help="ggcl checkpoints to read, or folders of them, and the GGUF file or folder to write; URLs too",
+        help="checkpoints to read, or folders of them, and the file or folder to write; URLs too",
     )  # fmt: skip
     parser.add_argument("-i", "--input", metavar="IN", help="the same as IN")
     parser.add_argument("-o", "--output", metavar="OUT", help="the same as OUT")
+    what = "; ".join(f"{name}, {target.what}" for name, target in targets.TARGETS.items())
+    parser.add_argument(
+        "--to", choices=targets.TARGETS, help=f"what to write: {what} (default: checkpoint for ggcl, adapter otherwise)"
+    )
+    parser.add_argument("--base", metavar="GGUF", help="the model that the checkpoint was trained on")
+    parser.add_argument(
+        "--base-out", metavar="GGUF",
+        help="with --to adapter --base: where the base model with changed norms goes (default: beside OUT)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--outtype", choices=targets.OUTTYPES, default=targets.OUTTYPES[0], help="type of an adapter's tensors"
+    )
+    parser.add_argument(
+        "--no-token-embd", dest="token_embd", action="store_false",
+        help="leave the token embeddings out of an adapter: what llama.cpp needs where they are tied",
+    )  # fmt: skip
     parser.add_argument(
         "--ff",
         type=int,
@@ -98,7 +117,21 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not sources or target is None:
         parser.error("IN and OUT are needed")
     args.sources, args.target = sources, target
+    _check_target_options(parser, args)
     return args
+
+
+def _check_target_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error where options do not fit what is to be written."""
+    given = {"base": args.base is not None, "base_out": args.base_out is not None, "token_embd": not args.token_embd}
+    if args.to is None:
+        if any(given.values()) or args.outtype != targets.OUTTYPES[0]:
+            parser.error("--base, --base-out, --no-token-embd and --outtype need --to")
+        return
+    try:
+        targets.check_options(args.to, args.outtype, given)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(args)
     except Stopped as stop:
         return fail(f"interrupted by {stop.signal.name}; no part of a file is left behind", 128 + stop.signal)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ModuleNotFoundError, OSError) as error:
         return fail(words_of(error))
 
 
@@ -136,7 +169,8 @@ def _run(args: argparse.Namespace) -> int:
         from .batch_cli import run_many
 
         return run_many(args)
-    if is_folder(args.target):
+    to_folder = args.to is not None and targets.TARGETS[args.to].folder
+    if is_folder(args.target) and not to_folder:
         args.target = os.path.join(args.target, target_name(args.sources[0]))
     return _run_one(args)
 
@@ -144,6 +178,7 @@ def _run(args: argparse.Namespace) -> int:
 def _run_one(args: argparse.Namespace) -> int:
     from .conversion import convert, target_exists
     from .readers import open_checkpoint
+    from .sources import is_url
 
     if args.skip_existing and target_exists(args.target):
         if not args.quiet:
@@ -152,7 +187,8 @@ def _run_one(args: argparse.Namespace) -> int:
     with open_checkpoint(args.sources[0], engine=args.engine) as checkpoint:
         if args.verbose:
             _describe(checkpoint)
-        with _progress(args, checkpoint.source.size) as progress:
+        base_size = os.path.getsize(args.base) if args.base and not is_url(args.base) else 0
+        with _progress(args, checkpoint.source.size + base_size) as progress:
             report = convert(checkpoint, args.target, progress=progress, **options_of(args))
     if not args.quiet:
         warn(report)

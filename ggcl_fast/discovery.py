@@ -29,11 +29,11 @@ class Found(NamedTuple):
     """Files in the folders searched that are no checkpoints."""
 
 
-def target_name(path: str) -> str:
-    """Return the GGUF file's name for a checkpoint's path: a customary suffix is replaced, any other is kept."""
+def target_name(path: str, suffix: str = ".gguf") -> str:
+    """Return the output's name for a checkpoint's path: a customary suffix is replaced, any other is kept."""
     name = os.path.basename(re.split(r"[?#]", path)[0] if is_url(path) else path)
-    stem, suffix = os.path.splitext(name)
-    return (stem if suffix.lower() in _SUFFIXES else name) + ".gguf"
+    stem, old = os.path.splitext(name)
+    return (stem if old.lower() in _SUFFIXES else name) + suffix
 
 
 def is_folder(path: StrPath) -> bool:
@@ -41,7 +41,7 @@ def is_folder(path: StrPath) -> bool:
     return str(path).endswith("/") if is_url(path) else os.path.isdir(path)
 
 
-def find_jobs(sources: Sequence[str], target: str, *, recursive: bool) -> Found:
+def find_jobs(sources: Sequence[str], target: str, *, recursive: bool, suffix: str = ".gguf") -> Found:
     """Find what is to be converted into the folder `target`.
 
     Parameters
@@ -53,6 +53,8 @@ def find_jobs(sources: Sequence[str], target: str, *, recursive: bool) -> Found:
         A folder, or a URL of one.
     recursive
         Search folders within folders, and keep them in the target.
+    suffix
+        Of the outputs' names.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def find_jobs(sources: Sequence[str], target: str, *, recursive: bool) -> Found:
             if folder and not _is_checkpoint(path):
                 n_others += 1
                 continue
-            name = os.path.join(os.path.dirname(relative) if folder else "", target_name(relative))
+            name = os.path.join(os.path.dirname(relative) if folder else "", target_name(relative, suffix))
             job = Job(path, os.path.join(target, name))
             if name in taken:
                 problem = f"It would become of both {taken[name]} and {path}"

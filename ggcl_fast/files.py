@@ -24,12 +24,15 @@ try:
 except ImportError:  # Windows, where an open file cannot be unlinked anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LONGEST_GATHER", "OutputFile", "check_target"]
+__all__ = ["LONGEST_GATHER", "OutputFile", "OutputFiles", "OutputFolder", "check_folder", "check_target"]
 
 LONGEST_GATHER: Final = 1024  # pieces that one os.writev takes on Linux and macOS
 _SUFFIX: Final = ".ggcl_fast-part"
 _FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)  # fmt: skip
+_FOLDER_FLAGS: Final = (
+    os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0)
 )  # fmt: skip
 
 
@@ -174,10 +177,18 @@ class OutputFile:
             self._discard()
 
     def _commit(self) -> None:
+        self._finish()
+        self._place()
+
+    def _finish(self) -> None:
+        """Make the temporary file what the target shall be."""
         if self.nbytes < self._reserved:
             os.ftruncate(self._fd, self.nbytes)
         if self._fsync:
             os.fsync(self._fd)
+
+    def _place(self) -> None:
+        """Let the temporary file take the target's place."""
         if fcntl is None:  # Windows does not rename an open file
             self._close()
             os.replace(self._part, self.path)
@@ -219,6 +230,248 @@ class OutputFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+class OutputFiles:
+    """Files that come into being together when the ``with`` block ends well: all of them or none.
+
+    They take their places one after the other when the last byte of all is written.  Where that fails in between, the
+    files that are in place already are removed again, unless they have replaced others; those stay, whole and new.
+
+    Parameters
+    ----------
+    paths
+        The targets, as `check_target` returned them, in the order in which they appear.
+    fsync
+        Make the files, then their folders, reach the disk before the block ends.
+    parents
+        Make the folders above them where they are missing.
+    """
+
+    def __init__(self, paths: Sequence[str], *, fsync: bool = False, parents: bool = False) -> None:
+        self.files = [OutputFile(path, fsync=fsync, parents=parents) for path in paths]
+        """The files, open for writing within the block."""
+
+    def __enter__(self) -> list[OutputFile]:
+        try:
+            for file in self.files:
+                file.__enter__()
+        except BaseException:
+            self._discard()
+            raise
+        return self.files
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        for file in self.files:
+            with file._naming_the_target():
+                file._finish()
+        new: list[OutputFile] = []
+        try:
+            for file in self.files:
+                if not os.path.lexists(file.path):
+                    new.append(file)  # before it is there: an interrupt may come in between
+                with file._naming_the_target():
+                    file._place()
+        except BaseException:
+            for file in new:
+                if fcntl is None or _is_linked(file._fd, file.path):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file.path)
+            raise
+
+    def _discard(self) -> None:
+        for file in self.files:
+            file._discard()
+
+
+def check_folder(sources: Sequence[Source], target: StrPath, names: Sequence[str], *, force: bool) -> str:
+    """Return the path that a folder `target` would have, symbolic links followed.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no folder to make it in, or `target` is a file.
+    FileExistsError
+        There is such a folder and `force` is false, or it holds other files than `names`.
+    shutil.SameFileError
+        It is one of `sources`.
+    """
+    path = os.path.realpath(target)
+    for source in sources:
+        if not os.path.isdir(path):
+            with contextlib.suppress(FileExistsError):
+                check_target(source, path, force=force)
+    if not os.path.lexists(path):
+        return path
+    if not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, "The target is to be a folder, and is a file", os.fspath(target))
+    if not force:
+        raise FileExistsError(
+            errno.EEXIST, "The target exists; use --force (force=True) to replace it", os.fspath(target)
+        )
+    if others := sorted(set(os.listdir(path)) - set(names)):
+        raise FileExistsError(
+            errno.EEXIST, f"The target holds other files, such as {others[0]}, and is not replaced", os.fspath(target)
+        )
+    return path
+
+
+class OutputFolder:
+    """A folder of files that comes into being when its ``with`` block ends well, and leaves nothing when it does not.
+
+    It is filled under a temporary name beside the target, ``.<name>.<n>.ggcl_fast-part``, with a lock as `OutputFile`
+    has one.  A folder that is in the target's place is set aside, and removed when the new one is in place.
+
+    Parameters
+    ----------
+    path
+        The target, as `check_folder` returned it.
+    fsync
+        Make the files, then their folders, reach the disk before the block ends.
+    parents
+        Make the folders above them where they are missing.
+    """
+
+    _fd = -1
+    _part = ""
+    _aside = ""
+
+    def __init__(self, path: str, *, fsync: bool = False) -> None:
+        self.path = path
+        self.nbytes = 0
+        """Bytes written so far, of the files that are complete."""
+        self._fsync = fsync
+
+    def __enter__(self) -> OutputFolder:
+        try:
+            with self._naming_the_target():
+                self._create()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    @contextlib.contextmanager
+    def _naming_the_target(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename, error.filename2 = self.path, None
+            raise
+
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[OutputFile]:
+        """Give a file of this name in the folder, to be written within a ``with`` block."""
+        inside = os.path.join(self._part, name)
+        try:
+            with OutputFile(inside, fsync=self._fsync) as output:
+                yield output
+        except OSError as error:
+            if error.filename == inside:
+                error.filename = os.path.join(self.path, name)
+            raise
+        self.nbytes += output.nbytes
+
+    def _create(self) -> None:
+        folder, name = os.path.split(self.path)
+        short = os.fsdecode(os.fsencode(name)[:200])
+        for number in itertools.count():
+            self._part = os.path.join(folder, f".{short}.{number}{_SUFFIX}")
+            while True:
+                try:
+                    os.mkdir(self._part)
+                except FileExistsError:
+                    if not _remove_abandoned_folder(self._part):
+                        break  # somebody is writing it: take the next number
+                    continue
+                if fcntl is None:
+                    return
+                self._fd = os.open(self._part, _FOLDER_FLAGS)
+                if _lock(self._fd) is not False and _is_linked(self._fd, self._part):
+                    return
+                self._close()  # another run took it for a leftover before it was locked
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                with self._naming_the_target():
+                    self._commit()
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        if self._fsync and self._fd >= 0:
+            os.fsync(self._fd)
+        if os.path.isdir(self.path):
+            # No system call at hand exchanges two folders; the old one is out of its place for this moment.
+            self._aside = self._part + "-old"
+            os.rename(self.path, self._aside)
+        os.rename(self._part, self.path)
+        if self._fsync and fcntl is not None:
+            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _discard(self) -> None:
+        """Remove what is still temporary, and put an old folder back where no new one took its place."""
+        try:
+            if self._aside and os.path.isdir(self._aside):
+                if os.path.lexists(self.path):
+                    shutil.rmtree(self._aside)
+                else:
+                    os.rename(self._aside, self.path)
+            if self._fd >= 0:
+                if _is_linked(self._fd, self._part):
+                    shutil.rmtree(self._part)
+            elif self._part:
+                _remove_abandoned_folder(self._part)
+        finally:
+            self._close()
+        self._part = self._aside = ""
+
+    def __del__(self) -> None:
+        if self._part:
+            self._discard()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def _remove_abandoned_folder(path: str) -> bool:
+    """Remove the temporary folder `path` if nobody writes it; false where somebody does, or it is not ours."""
+    if fcntl is None:
+        shutil.rmtree(path, ignore_errors=True)
+        return not os.path.lexists(path)
+    try:
+        fd = os.open(path, _FOLDER_FLAGS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        abandoned = _lock(fd) is True
+        if abandoned and _is_linked(fd, path):
+            shutil.rmtree(path)
+        return abandoned
+    except PermissionError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _lock(fd: int) -> bool | None:

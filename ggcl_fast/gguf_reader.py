@@ -32,7 +32,7 @@ from .errors import CheckpointError, NotACheckpointError, TruncatedError, printa
 from .layout import GGUF_HEADER, GGUF_MAGIC, GGUF_TENSOR, GGUF_VERSIONS
 from .sources import Source, read_at
 
-__all__ = ["Field", "GGUFHeader", "Value", "read_header"]
+__all__ = ["Field", "GGUFHeader", "GGUFTensor", "Value", "read_header"]
 
 Value = int | float | bool | str
 """What a key that is no array holds."""
@@ -55,6 +55,19 @@ class Field(NamedTuple):
     """Number of elements of an array."""
 
 
+class GGUFTensor(NamedTuple):
+    """A tensor of a file."""
+
+    name: str
+    dims: tuple[int, ...]
+    """As many as the file gives, innermost first."""
+    type: gguf.GGMLQuantizationType
+    offset: int
+    """Byte offset of its data in the file."""
+    nbytes: int
+    """Bytes of its data."""
+
+
 class GGUFHeader(NamedTuple):
     """Everything in a GGUF file but array elements and tensor data."""
 
@@ -74,6 +87,14 @@ class GGUFHeader(NamedTuple):
     """Names of the tensors, all different, in the order of the file."""
     table: npt.NDArray[np.void]
     """(n,) `layout.GGUF_TENSOR`, a row a name."""
+
+    def tensors(self) -> dict[str, GGUFTensor]:
+        """Return all tensors by name, in the order of the file."""
+        rows = zip(self.names, *(self.table[field].tolist() for field in ("n_dims", "ne", "type", "offset", "nbytes")))
+        return {
+            name: GGUFTensor(name, tuple(ne[:n_dims]), gguf.GGMLQuantizationType(kind), offset, nbytes)
+            for name, n_dims, ne, kind, offset, nbytes in rows
+        }
 
 
 _T = gguf.GGUFValueType

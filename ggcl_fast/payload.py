@@ -20,7 +20,7 @@ from .files import LONGEST_GATHER
 from .layout import ALIGNMENT
 from .sources import Source
 
-__all__ = ["BLOCK", "Output", "Progress", "copy_tensors"]
+__all__ = ["BLOCK", "Output", "Progress", "copy_patched", "copy_tensors"]
 
 BLOCK: Final = 1 << 20
 """Bytes of a block; more falls out of cache, less costs calls."""
@@ -76,6 +76,47 @@ def copy_tensors(
     output.writev([head])
     for block, view, release in _read_ahead(source, _blocks(offsets.tolist(), sizes.tolist())):
         output.writev(_pieces(view, block.cuts))
+        release()
+        if progress is not None:
+            progress(block.stop - block.start)
+
+
+def copy_patched(
+    source: Source,
+    patches: Sequence[tuple[int, bytes]],
+    output: Output,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Append bytes of `source` to `output`, with some of them replaced.
+
+    Parameters
+    ----------
+    source
+        What to read.
+    patches
+        Byte offset in `source` and new bytes of each replacement, by offset, none beyond the end.
+    output
+        Where the bytes go.
+    start, stop
+        The stretch of `source` to copy; all of it unless told otherwise.
+    progress
+        Called after each block.
+    """
+    stop = source.size if stop is None else stop
+    blocks = (_Block(at, min(at + BLOCK, stop), []) for at in range(start, stop, BLOCK))
+    first = 0
+    for block, view, release in _read_ahead(source, blocks):
+        while first < len(patches) and patches[first][0] + len(patches[first][1]) <= block.start:
+            first += 1
+        for offset, data in patches[first:]:
+            if offset >= block.stop:
+                break
+            begin, end = max(offset, block.start), min(offset + len(data), block.stop)
+            view[begin - block.start : end - block.start] = data[begin - offset : end - offset]
+        output.writev([view[: block.stop - block.start]])
         release()
         if progress is not None:
             progress(block.stop - block.start)

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from .errors import SourceChangedError
-from .sources import SMALL
+from .sources import SMALL, public_name
 
 __all__ = [
     "RemoteOutput",
@@ -25,7 +25,6 @@ __all__ = [
     "filesystem",
     "first_bytes",
     "list_objects",
-    "public_name",
     "remote_exists",
 ]
 
@@ -36,14 +35,6 @@ _HEAD: Final = 512  # bytes that the fixed part, dims and name of a sound record
 _GAP: Final = 1 << 16  # bytes that are rather read along than skipped
 _LONGEST: Final = 1 << 20  # bytes of one prefetched range
 _MOST: Final = 32 << 20  # bytes of all of them
-
-
-def public_name(url: str) -> str:
-    """Return `url` without what may be secret in it: user and password, query and fragment."""
-    scheme, _, rest = url.partition("://")
-    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -20,7 +20,7 @@ import numpy as np
 from .errors import SourceChangedError
 from .sweep import WINDOW
 
-__all__ = ["SMALL", "Buffer", "Source", "SourceBuffer", "SourceFile", "StrPath", "is_url", "read_at"]
+__all__ = ["SMALL", "Buffer", "Source", "SourceBuffer", "SourceFile", "StrPath", "is_url", "public_name", "read_at"]
 
 StrPath = str | os.PathLike[str]
 Buffer = bytes | bytearray | memoryview | mmap.mmap | np.ndarray
@@ -30,6 +30,14 @@ SMALL: Final = 4 << 20  # files up to this many bytes are read once, whole, when
 def is_url(path: StrPath) -> bool:
     """Tell whether `path` is a URL, for `remote`, and not a path."""
     return isinstance(path, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
+
+
+def public_name(url: str) -> str:
+    """Return `url` without what may be secret in it: user and password, query and fragment."""
+    scheme, _, rest = url.partition("://")
+    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 class Source(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from . import targets
 from .errors import CheckpointError, printable
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["Stopped", "fail", "line_of", "options_of", "signals_as_exceptions", 
 
 def words_of(error: Exception) -> str:
     """Say in a line what failed, safe to print."""
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError | ModuleNotFoundError):
         return str(error)
     if isinstance(error, OSError):
         names = [printable(os.fsdecode(name), longest=4096) for name in (error.filename, error.filename2) if name]
@@ -37,23 +38,25 @@ def fail(message: str, status: int = 1) -> int:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options for `convert`."""
-    names = ("ff", "force", "dry_run", "fsync", "check_finite")
+    names = ("to", "base", "base_out", "outtype", "token_embd", "ff", "force", "dry_run", "fsync", "check_finite")
     return {name: getattr(args, name) for name in names}
 
 
 def warn(report: ConversionReport) -> None:
-    """Print the report's warnings."""
+    """Print the report's warnings and notes."""
+    source = printable(report.source, longest=4096)
     for warning in report.warnings:
-        print(f"ggcl-fast: warning: {printable(report.source, longest=4096)}: {warning}", file=sys.stderr)
+        print(f"ggcl-fast: warning: {source}: {warning}", file=sys.stderr)
+    for note in report.notes:
+        print(f"ggcl-fast: note: {source}: {printable(note, longest=4096)}", file=sys.stderr)
 
 
 def line_of(report: ConversionReport) -> str:
     """Say in a line what was written."""
     done = "would be written" if report.dry_run else "written"
-    return (
-        f"{printable(report.target, longest=4096)}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, "
-        f"optimizer {report.optimizer}, {report.seconds:.3f} s"
-    )
+    names = " and ".join(printable(name, longest=4096) for name in (report.target, *report.extra_outputs))
+    what = f"optimizer {report.optimizer}" if report.to == targets.DEFAULT else report.to
+    return f"{names}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, {what}, {report.seconds:.3f} s"
 
 
 class Stopped(BaseException):

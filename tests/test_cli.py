@@ -63,6 +63,15 @@ def test_the_old_scripts_options_work(argv: list[str], out: Path) -> None:
         (["IN", "OUT", "--jobs", "0"], "not a number of 1 or more: '0'"),
         (["IN", "OUT", "--ff", "many"], "invalid int value"),
         (["IN", "OUT", "--engine", "rust"], "invalid choice"),
+        (["IN", "OUT", "--to", "onnx"], "invalid choice"),
+        (["IN", "OUT", "--outtype", "q4_0"], "invalid choice"),
+        (["IN", "OUT", "--to", "merged"], "--to merged needs --base"),
+        (["IN", "OUT", "--to", "checkpoint", "--base", "B"], "--base (base=) means nothing with --to checkpoint"),
+        (["IN", "OUT", "--base", "B"], "need --to"),
+        (["IN", "OUT", "--to", "adapter", "--base-out", "B"], "--base-out (base_out=) needs --base"),
+        (["IN", "OUT", "--to", "peft", "--base", "B", "--base-out", "B"], "means nothing with --to peft"),
+        (["IN", "OUT", "--to", "merged", "--base", "B", "--no-token-embd"], "means nothing with --to merged"),
+        (["IN", "OUT", "--to", "peft", "--outtype", "bf16"], "expected f32 or f16, not bf16"),
     ],
 )
 def test_wrong_usage_exits_with_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,6 +79,46 @@ def test_wrong_usage_exits_with_2(argv: list[str], message: str, capsys: pytest.
         main(argv)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+TRAINED, BASE = str(DATA / "trained.ggcl"), str(DATA / "base.gguf")
+
+
+def test_notes_say_what_was_left_out_unless_quiet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--to", "adapter", TRAINED, str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{out}: written, 32 tensors, 54,560 bytes, adapter, 0.")
+    assert captured.err.startswith("ggcl-fast: note: left out: 5 norm deltas (at most 2.05, RMS 0.658, beside")
+    assert main(["-q", "-f", "--to", "adapter", TRAINED, str(out)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_options_of_the_targets_reach_them(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patched = out.with_name("patched.gguf")
+    options = ["--to", "adapter", "--base", BASE, "--base-out", str(patched), "--outtype", "f16", "--no-token-embd"]
+    assert main([*options, "--json", TRAINED, str(out)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["to"], report["n_tensors"], report["extra_outputs"]) == ("adapter", 30, [str(patched)])
+    assert report["notes"][0] == "left out: the deltas of token_embd.weight"
+    assert report["target_bytes"] == out.stat().st_size + patched.stat().st_size
+    assert main(["--to", "merged", "--base", BASE, TRAINED, str(out), "--force"]) == 0
+    assert main(["--to", "peft", "--base", BASE, TRAINED, str(out.with_name("peft"))]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 2
+    assert captured.err == ""
+
+
+def test_a_base_that_is_not_there_is_a_failure(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--to", "merged", "--base", "nowhere.gguf", TRAINED, str(out)]) == 1
+    assert capsys.readouterr().err == "ggcl-fast: error: nowhere.gguf: No such file or directory\n"
+
+
+def test_without_safetensors_the_extra_is_named(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    assert main(["--to", "peft", TRAINED, str(out)]) == 1
+    assert "pip install 'ggcl_fast[peft]'" in capsys.readouterr().err
 
 
 def test_help_has_examples_and_version_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +153,7 @@ def test_json_is_the_report(out: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert report == {
         "source": ADAM, "target": str(out), "n_tensors": 44, "source_bytes": 95308, "target_bytes": 96960,
         "optimizer": "adam", "n_ff": 96, "dry_run": False, "warnings": [],
+            "to": "checkpoint", "notes": [], "extra_outputs": [],
     }  # fmt: skip
 
 

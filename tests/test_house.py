@@ -14,9 +14,9 @@ PACKAGE = Path(ggcl_fast.__file__).parent
 # Downward: each module may import only from those after it.
 ORDER = (
     "__main__", "cli", "batch_cli", "terminal", "discovery", "batch", "conversion", "targets", "targets.checkpoint",
-    "finite", "gguf_writer", "payload", "files", "readers", "readers.gguf_checkpoint", "readers.ggla",
-    "readers.by_name", "readers.ggcl", "remote", "checkpoint", "gguf_reader", "sources", "schema", "sweep", "kinds",
-    "layout", "errors",
+    "targets.adapter", "targets.merged", "targets.peft", "targets.plan", "finite", "gguf_writer", "payload", "files",
+    "base_model", "deltas", "readers", "readers.gguf_checkpoint", "readers.ggla", "readers.by_name", "readers.ggcl",
+    "remote", "checkpoint", "gguf_reader", "sources", "schema", "sweep", "kinds", "layout", "errors",
 )  # fmt: skip
 PATHS = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

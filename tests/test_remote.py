@@ -12,7 +12,8 @@ import pytest
 import ggcl_fast
 from ggcl_fast import SourceChangedError, TruncatedError
 from ggcl_fast.cli import main
-from ggcl_fast.remote import RemoteOutput, SourceRemote, public_name
+from ggcl_fast.remote import RemoteOutput, SourceRemote
+from ggcl_fast.sources import public_name
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from .mutations import GGCL

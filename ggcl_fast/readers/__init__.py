@@ -14,7 +14,7 @@ from ..errors import NotACheckpointError
 from ..sources import Source, SourceFile, StrPath, is_url, read_at
 from ..sweep import Engine, pick_engine
 
-__all__ = ["open_checkpoint", "read"]
+__all__ = ["open_checkpoint", "open_source", "read"]
 
 _READERS: Final = {kinds.GGCL: "ggcl", kinds.GGUF: "gguf_checkpoint", kinds.GGLA: "ggla"}
 
@@ -43,18 +43,21 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
     >>> with open_checkpoint("checkpoint.ggcl") as checkpoint:  # doctest: +SKIP
     ...     delta = checkpoint.tensors["output.weight.lora_b"] @ checkpoint.tensors["output.weight.lora_a"].T
     """
-    source: Source
-    if is_url(path):
-        from ..remote import SourceRemote
-
-        source = SourceRemote(str(path))
-    else:
-        source = SourceFile(path)
+    source = open_source(path)
     try:
         return read(source, engine)
     except BaseException:
         source.close()
         raise
+
+
+def open_source(path: StrPath) -> Source:
+    """Return the bytes at `path`, a file on a local disk or a URL; raises `OSError`."""
+    if is_url(path):
+        from ..remote import SourceRemote
+
+        return SourceRemote(str(path))
+    return SourceFile(path)
 
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:

@@ -5,6 +5,7 @@ Keys and their order are those of ``training.file_version`` 0.  Names come from 
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import gguf
@@ -14,11 +15,17 @@ from ..errors import CheckpointError, printable
 from ..gguf_writer import BulkGGUFWriter
 from ..payload import Output, Progress
 from ..schema import MODULES
+from .plan import File, Options, Plan
 
-__all__ = ["add_keys", "write"]
+__all__ = ["add_keys", "plan", "write"]
 
 _ARCH: Final = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA]
 _RMS_EPSILON: Final = 1e-5  # the checkpoint does not store it; finetune knew no other
+
+
+def plan(checkpoint: Checkpoint, options: Options) -> Plan:  # noqa: ARG001
+    """Plan the GGUF finetune checkpoint: one file, about as large as the source."""
+    return Plan((File(functools.partial(write, checkpoint), checkpoint.source.size),), len(checkpoint.names))
 
 
 def write(checkpoint: Checkpoint, output: Output, progress: Progress | None = None) -> None:

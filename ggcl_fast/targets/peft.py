@@ -1,0 +1,212 @@
+"""Writing what Hugging Face's PEFT loads: a folder with ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+PEFT's lora_A has shape (rank, n_in) and lora_B (n_out, rank).  Of the embeddings it looks up columns of
+lora_embedding_A, shape (rank, n_vocab), and multiplies them by lora_embedding_B, shape (n_embd, rank).
+
+llama.cpp rotates neighbouring values of a head together, Hugging Face a value of the first half of the head with one
+of the second.  The rows of the weights of q and k are therefore in another order here, and so are those of lora_B.
+
+PEFT has no deltas for norms; it takes whole weights, which only a base model can give.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from typing import Any, Final
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from ..base_model import BaseModel
+from ..checkpoint import Checkpoint
+from ..deltas import OUTPUT, TOKEN_EMBD, Floats, Pair, norm_size, pairs
+from ..errors import CheckpointError
+from ..gguf_writer import quantized
+from ..payload import Output, Progress
+from .plan import File, Options, Plan
+
+__all__ = ["MODULE_NAMES", "plan", "to_half_rotation"]
+
+MODULE_NAMES: Final = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "model.layers.{}.input_layernorm",
+    "attn_q": "model.layers.{}.self_attn.q_proj",
+    "attn_k": "model.layers.{}.self_attn.k_proj",
+    "attn_v": "model.layers.{}.self_attn.v_proj",
+    "attn_output": "model.layers.{}.self_attn.o_proj",
+    "ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "ffn_down": "model.layers.{}.mlp.down_proj",
+    "ffn_up": "model.layers.{}.mlp.up_proj",
+}
+"""Modules of transformers' LlamaForCausalLM by the last part of the GGUF name."""
+
+_PREFIX: Final = "base_model.model."
+_ROTATED: Final = {"attn_q": "n_head", "attn_k": "n_head_kv"}
+_HEAD_KEYS: Final = {"n_head": "attention.head_count", "n_head_kv": "attention.head_count_kv"}
+_TYPES: Final = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
+_CONFIG: Final[dict[str, Any]] = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "init_lora_weights": True,
+    "lora_dropout": 0.0,
+    "use_rslora": False,
+    "use_dora": False,
+}
+
+
+def plan(checkpoint: Checkpoint, options: Options) -> Plan:
+    """Plan the folder.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint was trained on another model than the base, or the number of heads is not known or cannot be.
+    ModuleNotFoundError
+        The safetensors library is not installed.
+    """
+    try:
+        import safetensors.numpy  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "writing for PEFT needs the safetensors library: pip install 'ggcl_fast[peft]'", name=error.name
+        ) from error
+    found, base, notes = pairs(checkpoint), options.base, []
+    if base is not None:
+        base.check(checkpoint, found)
+    elif any(pair.is_norm for pair in found):
+        notes.append(
+            f"left out: {norm_size(checkpoint, found)}, for which PEFT needs the whole weights; --base gives them"
+        )
+    if not options.token_embd and any(pair.weight == TOKEN_EMBD for pair in found):
+        notes.append(f"left out: the delta of {TOKEN_EMBD}")
+    kept = [
+        pair
+        for pair in found
+        if (base is not None or not pair.is_norm) and (options.token_embd or pair.weight != TOKEN_EMBD)
+    ]
+    if base is not None and base.is_tied and any(pair.weight in (TOKEN_EMBD, OUTPUT) for pair in kept):
+        notes.append("the embeddings are tied: use the adapter as it is; merging it with PEFT would change both ends")
+    heads = {name: _heads(checkpoint, base, name) for name in _ROTATED.values()}
+    for pair in kept:
+        if (key := _key(pair)) in _ROTATED:
+            _check_heads(checkpoint, pair, _ROTATED[key], heads[_ROTATED[key]])
+    write_tensors = functools.partial(_write_tensors, checkpoint, base, kept, heads, _TYPES[options.outtype])
+    config = json.dumps(_config(kept), indent=2).encode() + b"\n"
+    files = (
+        File(write_tensors, checkpoint.source.size, "adapter_model.safetensors"),
+        File(lambda output, _: output.writev([config]), len(config), "adapter_config.json"),
+    )
+    return Plan(files, sum(1 if pair.is_norm else 2 for pair in kept), tuple(notes))
+
+
+def _key(pair: Pair) -> str:
+    """Return the last part of the GGUF name, without ``.weight``."""
+    return pair.module.base_name.rpartition(".")[2]
+
+
+def _module(pair: Pair) -> str:
+    return MODULE_NAMES[_key(pair)].format(pair.layer)
+
+
+def _heads(checkpoint: Checkpoint, base: BaseModel | None, name: str) -> int:
+    """Return n_head or n_head_kv, of the base model where there is one; 0 where nothing tells."""
+    if base is not None and (found := base.key(_HEAD_KEYS[name])):
+        return found
+    known: int = getattr(checkpoint.parameters, name)
+    if known == 0 and name == "n_head_kv" and base is not None:
+        return base.key(_HEAD_KEYS["n_head"])  # a model without the key has as many heads of both kinds
+    return known
+
+
+def _check_heads(checkpoint: Checkpoint, pair: Pair, name: str, n_head: int) -> None:
+    """Hold that the rows of `pair` can be those of `n_head` heads of even size."""
+    if n_head <= 0 or pair.n_out % (2 * n_head):
+        expected = f"a divisor of half of {pair.n_out}, the rows of {pair.weight}"
+        raise CheckpointError(
+            source=checkpoint.source.name, field=name, expected=expected, found=n_head or "nothing that tells it",
+            hint="--base tells the number of heads",
+        )  # fmt: skip
+
+
+def to_half_rotation(rows: Floats, n_head: int) -> Floats:
+    """Return `rows`, shape (n_head * d, n), in Hugging Face's order of q and k instead of GGUF's.
+
+    Within each head GGUF has value i of the first half at row 2 * i, and that of the second half after it.
+    """
+    heads = rows.reshape(n_head, -1, 2, rows.shape[1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _arrays(checkpoint: Checkpoint, base: BaseModel | None, pair: Pair, heads: dict[str, int]) -> dict[str, Floats]:
+    """Return what PEFT stores for `pair`, by name within the module."""
+    if pair.is_norm:
+        assert base is not None  # without it there are no norms
+        return {".weight": base.norm(checkpoint, pair)}
+    a, b = pair.a(checkpoint), pair.b(checkpoint)
+    if pair.weight == TOKEN_EMBD:
+        return {".lora_embedding_A": b.T, ".lora_embedding_B": a}
+    if (key := _key(pair)) in _ROTATED:
+        b = to_half_rotation(b, heads[_ROTATED[key]])
+    return {".lora_A.weight": a.T, ".lora_B.weight": b}
+
+
+def _write_tensors(
+    checkpoint: Checkpoint,
+    base: BaseModel | None,
+    kept: list[Pair],
+    heads: dict[str, int],
+    kind: gguf.GGMLQuantizationType,
+    output: Output,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``adapter_model.safetensors``.  Norms stay float32: they are whole weights."""
+    import safetensors.numpy
+
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for pair in kept:
+        for suffix, values in _arrays(checkpoint, base, pair, heads).items():
+            name = _PREFIX + _module(pair) + suffix
+            written = _TYPES["f32"] if pair.is_norm else kind
+            tensors[name] = quantized(values, written, source=checkpoint.source.name, tensor=pair.weight)
+            if progress is not None:
+                progress(tensors[name].nbytes)
+    output.writev([safetensors.numpy.save(tensors, {"format": "pt"})])
+
+
+def _config(kept: list[Pair]) -> dict[str, Any]:
+    """Return ``adapter_config.json``: alpha is the rank everywhere, so that the scale is 1."""
+    trained = [pair for pair in kept if not pair.is_norm]
+    usual = Counter(pair.rank for pair in trained).most_common(1)[0][0] if trained else 1
+    ranks: dict[str, set[int]] = {}
+    for pair in trained:
+        ranks.setdefault(_leaf(pair), set()).add(pair.rank)
+    # Keys of a pattern match the end of a module's name, from a dot on.
+    pattern = {
+        _leaf(pair) if len(ranks[_leaf(pair)]) == 1 else _module(pair): pair.rank
+        for pair in trained
+        if ranks[_leaf(pair)] != {usual}
+    }
+    return {
+        **_CONFIG,
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": list(ranks),
+        "modules_to_save": list(dict.fromkeys(_leaf(pair) for pair in kept if pair.is_norm)) or None,
+    }
+
+
+def _leaf(pair: Pair) -> str:
+    """Return the last part of the module's name."""
+    return MODULE_NAMES[_key(pair)].rpartition(".")[2]
