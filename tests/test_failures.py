@@ -23,12 +23,12 @@ import ggcl_fast
 from ggcl_fast import SourceChangedError, sources
 from ggcl_fast.testing import SHAPE_7B, Shape, checkpoint_bytes, write_checkpoint
 
-from .mutations import BASES
+from .mutations import BASES, TINY
 from .reference import DATA
 
 PACKAGE = Path(ggcl_fast.__file__).parent
 OLD = b"precious"
-SMALL = BASES[-1]
+SMALL = checkpoint_bytes(TINY)
 SIZES = pytest.mark.parametrize("small", [True, False], ids=["read whole", "read by a thread"])
 
 
