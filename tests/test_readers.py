@@ -360,3 +360,16 @@ def test_a_file_that_shrinks_while_it_is_read_is_told(
     with pytest.raises(ggcl_fast.SourceChangedError, match="now ends at 2000"):
         readers.read(source)
     source.close()
+
+
+@pytest.mark.parametrize("fixture", ["finetune-v1.gguf", "trained.ggla"])
+def test_every_kind_of_buffer(fixture: str) -> None:
+    data = (DATA / fixture).read_bytes()
+    with Checkpoint.from_buffer(data) as checkpoint:
+        expected = checkpoint.tensors["output.weight.lora_b"].copy()
+    for buffer in (bytearray(data), memoryview(b"x" + data)[1:], np.frombuffer(data, np.uint8)):
+        with Checkpoint.from_buffer(buffer) as checkpoint:
+            view = checkpoint.tensors["output.weight.lora_b"]
+            np.testing.assert_array_equal(view, expected)
+            assert np.shares_memory(view, np.frombuffer(buffer, np.uint8))
+            assert not view.flags.writeable

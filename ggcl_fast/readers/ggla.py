@@ -10,7 +10,6 @@ everything else that is missing is missed.
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from array import array
@@ -30,7 +29,7 @@ from .by_name import Found, tensor_table
 __all__ = ["read"]
 
 _FIXED: Final = struct.Struct("<3I")  # layout.RECORD
-_DIMS: Final = {1: struct.Struct("<I"), 2: struct.Struct("<2I")}
+_DIMS: Final = {1: struct.Struct("<I"), 2: struct.Struct("<2I")}  # builds of 2024 left a last dim of 1 out
 _LONGEST_NAME: Final = 255  # bytes; real ones have some 40
 _NAME: Final = re.compile(rb"(?:(layers|blk)\.(0|[1-9][0-9]{0,8})\.)?([a-z0-9_.]+)\.weight\.lora([AB])", re.ASCII)
 
@@ -50,7 +49,7 @@ class _Records(NamedTuple):
     """GGUF names."""
     n_layer: int
     numbers: npt.NDArray[np.int64]
-    """(n, 5): byte offset of the record and of its data, dims, byte offset of the name."""
+    """(n, 4): byte offset of the record and of its data, and both dims."""
 
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001 - nothing is swept here
@@ -118,50 +117,59 @@ def _read_records(source: Source) -> _Records:
         n_layer = max(n_layer, layer + 1)
         numbers.extend(record)
         position = record[1] + 4 * record[2] * record[3]
-    return _Records(tuple(names), n_layer, np.array(numbers, np.int64).reshape(-1, 5))
+    return _Records(tuple(names), n_layer, np.array(numbers, np.int64).reshape(-1, 4))
 
 
-def _read_record(source: Source, index: int, position: int) -> tuple[str, int, tuple[int, int, int, int, int]]:
+def _read_record(source: Source, index: int, position: int) -> tuple[str, int, tuple[int, int, int, int]]:
     """Read the record at `position`: its GGUF name, its layer (-1 for none), and a row of `_Records.numbers`."""
-
-    def fault(kind: type[CheckpointError], field: str, offset: int, expected: object, found: object) -> NoReturn:
-        where = f"record {index} {field}"
-        raise kind(source=source.name, index=index, field=where, offset=offset, expected=expected, found=found)
-
     start, window = source.window(position)
-    at = position - start
-    left = source.size - position
-    if left < _FIXED.size:
-        fault(TruncatedError, "head", position, f"{_FIXED.size} bytes", left)
-    n_dims, name_len, dtype = _FIXED.unpack_from(window, at)
-    # Builds of 2024 left dims of 1 at the end out.
-    if n_dims not in _DIMS:
-        fault(CheckpointError, "n_dims", position, 2, n_dims)
-    if dtype != 0:
-        fault(CheckpointError, "dtype", position + 8, "0 (float32)", dtype)
-    head = _FIXED.size + 4 * n_dims
-    if left < head:
-        fault(TruncatedError, "dims", position + _FIXED.size, f"{4 * n_dims} bytes", left - _FIXED.size)
-    ne0, ne1 = (*_DIMS[n_dims].unpack_from(window, at + _FIXED.size), 1)[:2]
-    if ne0 == 0 or ne1 == 0:
-        fault(CheckpointError, "dims", position + _FIXED.size, "at least 1 each", (ne0, ne1))
-    if name_len > _LONGEST_NAME:
-        fault(CheckpointError, "name length", position + 4, f"at most {_LONGEST_NAME}", name_len)
-    if left < head + name_len:
-        fault(TruncatedError, "name", position + head, f"{name_len} bytes", left - head)
-    raw = bytes(window[at + head : at + head + name_len])
+    head, ne0, ne1, name_len = _read_head(source, index, position, window[position - start :])
+    at = position + head
+    raw = bytes(window[at - start : at - start + name_len])
     known = _gguf_name(raw)
     if known is None:
         expected = "the name of a LoRA tensor, such as 'blk.0.attn_q.weight.loraA'"
-        fault(CheckpointError, "name", position + head, expected, f"'{printable(raw)}'")
-    data = -(-(position + head + name_len) // ALIGNMENT) * ALIGNMENT
-    nbytes = 4 * math.prod((ne0, ne1))
+        _fault(CheckpointError, source, index, "name", at, expected, f"'{printable(raw)}'")
+    data = -(-(at + name_len) // ALIGNMENT) * ALIGNMENT
+    nbytes = 4 * ne0 * ne1
     if data + nbytes > source.size:
         raise TruncatedError(
             source=source.name, tensor=known[0], index=index, field="data", offset=data, expected=f"{nbytes} bytes",
             found=max(0, source.size - data),
         )  # fmt: skip
-    return *known, (position, data, ne0, ne1, position + head)
+    return *known, (position, data, ne0, ne1)
+
+
+def _read_head(source: Source, index: int, position: int, window: memoryview) -> tuple[int, int, int, int]:
+    """Read what stands before the name of a record: how long that is, both dims, and the length of the name."""
+    left = source.size - position
+    at = _FIXED.size
+    if left < at:
+        _fault(TruncatedError, source, index, "head", position, f"{at} bytes", left)
+    n_dims, name_len, dtype = _FIXED.unpack_from(window)
+    if n_dims not in _DIMS:
+        _fault(CheckpointError, source, index, "n_dims", position, 2, n_dims)
+    if dtype != 0:
+        _fault(CheckpointError, source, index, "dtype", position + 8, "0 (float32)", dtype)
+    head = at + 4 * n_dims
+    if left < head:
+        _fault(TruncatedError, source, index, "dims", position + at, f"{head - at} bytes", left - at)
+    ne0, ne1 = (*_DIMS[n_dims].unpack_from(window, at), 1)[:2]
+    if ne0 == 0 or ne1 == 0:
+        _fault(CheckpointError, source, index, "dims", position + at, "at least 1 each", (ne0, ne1))
+    if name_len > _LONGEST_NAME:
+        _fault(CheckpointError, source, index, "name length", position + 4, f"at most {_LONGEST_NAME}", name_len)
+    if left < head + name_len:
+        _fault(TruncatedError, source, index, "name", position + head, f"{name_len} bytes", left - head)
+    return head, ne0, ne1, name_len
+
+
+def _fault(
+    kind: type[CheckpointError], source: Source, index: int, field: str, offset: int, expected: object, found: object
+) -> NoReturn:
+    """Raise that something is wrong with a record of which the name is not known yet."""
+    where = f"record {index} {field}"
+    raise kind(source=source.name, index=index, field=where, offset=offset, expected=expected, found=found)
 
 
 def _gguf_name(raw: bytes) -> tuple[str, int] | None:
