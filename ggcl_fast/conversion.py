@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from . import finite, targets
 from .checkpoint import Checkpoint
@@ -20,6 +20,8 @@ from .sources import Source, StrPath
 from .sweep import Engine
 from .targets.plan import File, Options, Plan
 
+if TYPE_CHECKING:
+    from .base_model import BaseModel
 __all__ = ["ConversionReport", "convert"]
 
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
@@ -139,21 +141,20 @@ def convert(
     to = to or targets.DEFAULT
     given = {"base": base is not None, "base_out": base_out is not None, "token_embd": not token_embd}
     targets.check_options(to, outtype, given)
-    with contextlib.ExitStack() as opened:
-        if isinstance(source, Checkpoint):
-            checkpoint = source
-        else:
-            checkpoint = opened.enter_context(open_checkpoint(source, engine=engine))
-        _check_ff(checkpoint, ff)
-        model = None
-        if base is not None:
-            from .base_model import BaseModel
-
-            model = opened.enter_context(BaseModel(base))
-        sources = [checkpoint.source, *([model.source] if model is not None else [])]
+    if not isinstance(source, Checkpoint):
+        with open_checkpoint(source, engine=engine) as checkpoint:
+            report = convert(
+                checkpoint, target, to=to, base=base, base_out=base_out, outtype=outtype, token_embd=token_embd, ff=ff,
+                force=force, dry_run=dry_run, fsync=fsync, check_finite=check_finite, progress=progress,
+            )  # fmt: skip
+        return report._replace(seconds=time.perf_counter() - begin)
+    checkpoint = source
+    _check_ff(checkpoint, ff)
+    with _base_model(base) as model:
         options = Options(
             os.fspath(target), model, os.fspath(base_out) if base_out is not None else None, outtype, token_embd
         )
+        sources = [checkpoint.source, *([model.source] if model is not None else [])]
         names = targets.TARGETS[to].folder
         if names:
             path = check_folder(sources, target, names, force=force)
@@ -162,12 +163,12 @@ def convert(
         if check_finite:
             finite.check_finite(checkpoint)
         plan = targets.planner(to)(checkpoint, options)
-        paths = [path] if names else _check_targets(sources, [file.name or target for file in plan.files], force)
         if dry_run:
             nbytes = _count(plan, progress)
         elif names:
             nbytes = _write_folder(sources, plan, path, fsync, progress)
         else:
+            paths = [path] if len(plan.files) == 1 else _check_targets(sources, plan.names(target), force)
             nbytes = _write(sources, plan, paths, fsync, progress)
     return ConversionReport(
         source=checkpoint.source.name,
@@ -184,6 +185,15 @@ def convert(
         notes=plan.notes,
         extra_outputs=tuple(file.name for file in plan.files if file.name and not targets.TARGETS[to].folder),
     )
+
+
+def _base_model(path: StrPath | None) -> contextlib.AbstractContextManager[BaseModel | None]:
+    """Open the base model where there is one."""
+    if path is None:
+        return contextlib.nullcontext()
+    from .base_model import BaseModel
+
+    return BaseModel(path)
 
 
 def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:
