@@ -21,6 +21,7 @@ from .sweep import Engine
 from .targets.plan import File, Options, Plan
 
 if TYPE_CHECKING:
+    from .base_model import BaseModel
     from .remote import RemoteOutput
 
 __all__ = ["ConversionReport", "convert", "target_exists"]
@@ -166,34 +167,33 @@ def convert(
     given = {"base": base is not None, "base_out": base_out is not None, "token_embd": not token_embd}
     if to is not None:
         targets.check_options(to, outtype, given)
-    with contextlib.ExitStack() as opened:
-        if isinstance(source, Checkpoint):
-            checkpoint = source
-        else:
-            checkpoint = opened.enter_context(open_checkpoint(source, engine=engine))
-        if to is None:
-            to = targets.default_for(checkpoint.kind)
-            targets.check_options(to, outtype, given)
-        _check_ff(checkpoint, ff)
-        model = None
-        if base is not None:
-            from .base_model import BaseModel
-
-            model = opened.enter_context(BaseModel(base))
-        sources = [checkpoint.source, *([model.source] if model is not None else [])]
+    if not isinstance(source, Checkpoint):
+        with open_checkpoint(source, engine=engine) as checkpoint:
+            report = convert(
+                checkpoint, target, to=to, base=base, base_out=base_out, outtype=outtype, token_embd=token_embd, ff=ff,
+                force=force, parents=parents, dry_run=dry_run, fsync=fsync, check_finite=check_finite,
+                progress=progress,
+            )  # fmt: skip
+        return report._replace(seconds=time.perf_counter() - begin)
+    checkpoint = source
+    if to is None:
+        to = targets.default_for(checkpoint.kind)
+        targets.check_options(to, outtype, given)
+    _check_ff(checkpoint, ff)
+    place = _Place(force, parents, fsync)
+    with _base_model(base) as model:
         options = Options(
             os.fspath(target), model, os.fspath(base_out) if base_out is not None else None, outtype, token_embd
         )
-        place = _Place(force, parents, fsync)
+        sources = [checkpoint.source, *([model.source] if model is not None else [])]
         names = targets.TARGETS[to].folder
-        if names:
-            path = _check_folder(sources, target, names, place)
-        else:
-            _outputs(sources, [target], place)
+        path = _check_folder(sources, target, names, place) if names else ""
+        outputs = [] if names else _outputs(sources, [target], place)
         if check_finite:
             finite.check_finite(checkpoint)
         plan = targets.planner(to)(checkpoint, options)
-        outputs = [] if names else _outputs(sources, [file.name or target for file in plan.files], place)
+        if not names and len(plan.files) > 1:
+            outputs = _outputs(sources, plan.names(target), place)
         if dry_run:
             nbytes = _count(plan, progress)
         elif names:
@@ -215,6 +215,15 @@ def convert(
         notes=plan.notes,
         extra_outputs=tuple(file.name for file in plan.files if file.name and not targets.TARGETS[to].folder),
     )
+
+
+def _base_model(path: StrPath | None) -> contextlib.AbstractContextManager[BaseModel | None]:
+    """Open the base model where there is one."""
+    if path is None:
+        return contextlib.nullcontext()
+    from .base_model import BaseModel
+
+    return BaseModel(path)
 
 
 def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:
@@ -252,8 +261,9 @@ def _check_folder(sources: Sequence[Source], target: StrPath, names: Sequence[st
     """Return the path of the folder `target`."""
     if is_url(target):
         raise OSError(errno.EOPNOTSUPP, _LOCAL, public_name(str(target)))
-    if place.parents:
-        os.makedirs(os.path.dirname(os.path.realpath(target)), exist_ok=True)
+    path = os.path.realpath(target)
+    if place.parents and not os.path.exists(os.path.dirname(path)):
+        return path
     return check_folder(sources, target, names, force=place.force)
 
 
@@ -285,6 +295,8 @@ def _write(
 
 def _write_folder(sources: Sequence[Source], plan: Plan, path: str, place: _Place, progress: Progress | None) -> int:
     """Write the files of `plan` into a new folder `path`, and return how many bytes they have."""
+    if place.parents:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
     with OutputFolder(path, fsync=place.fsync) as folder:
         for file in plan.files:
             with folder.file(file.name) as output:

@@ -161,7 +161,8 @@ def quantized(
     """
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(gguf.quants.quantize(np.ascontiguousarray(values), kind))
-    if kind == gguf.GGMLQuantizationType.F16 and np.isinf(result).sum() > np.isinf(values).sum():
+    infinite = np.isinf(result) if kind == gguf.GGMLQuantizationType.F16 else np.False_
+    if infinite.any() and infinite.sum() > np.isinf(values).sum():
         raise CheckpointError(
             "a value is too large for F16", source=source, tensor=tensor, field="data", expected="at most 65504",
             found=float(np.abs(values[np.isfinite(values)]).max()),

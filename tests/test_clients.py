@@ -1,6 +1,6 @@
 """The programs that load what is written: what they compute is what training computed.
 
-llama.cpp comes as the wheel ``xllamacpp``; PEFT, transformers and torch with the extra ``clients``.
+llama.cpp comes as the wheel ``xllamacpp`` with the extra ``test``; PEFT, transformers and torch with ``clients``.
 """
 
 import json
@@ -32,7 +32,7 @@ N_VOCAB = 288
 
 needs_llama_cpp = pytest.mark.skipif(
     subprocess.run([sys.executable, "-c", "import xllamacpp"], capture_output=True, check=False).returncode != 0,
-    reason="xllamacpp (llama.cpp) is not installed: pip install -e '.[clients]'",
+    reason="xllamacpp (llama.cpp) is not installed: pip install xllamacpp",
 )
 
 _ASK = """

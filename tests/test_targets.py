@@ -345,6 +345,23 @@ def test_tied_embeddings_are_an_error_that_names_the_way_out(tmp_path: Path) -> 
     assert not [name for name in read_gguf(tmp_path / "a.gguf") if name.startswith(("token_embd", "output."))]
 
 
+def test_heads_that_cannot_be_are_an_error_for_peft(tmp_path: Path) -> None:
+    model = Model()
+    with model.checkpoint(model.factors()) as checkpoint:
+        sound = checkpoint.parameters
+        for field, value, message in (
+            ("n_head", 0, "n_head: expected a divisor of half of 64, .*found nothing that tells it .*--base"),
+            ("n_head_kv", 3, "n_head_kv: expected a divisor of half of 32, .*found 3"),
+            ("n_rot", 8, "n_rot: .*expected 16, found 8"),
+        ):
+            checkpoint.parameters = sound._replace(**{field: value})
+            with pytest.raises(CheckpointError, match=message):
+                ggcl_fast.convert(checkpoint, tmp_path / "out", to="peft")
+        checkpoint.parameters = sound._replace(n_head=0, n_head_kv=0, n_rot=0)
+        model.write(tmp_path / "base.gguf")
+        ggcl_fast.convert(checkpoint, tmp_path / "out", to="peft", base=tmp_path / "base.gguf")
+
+
 def test_values_too_large_for_f16_are_an_error(tmp_path: Path) -> None:
     model = Model()
     factors = model.factors()

@@ -32,7 +32,7 @@ _TYPES: Final = {
     "f16": gguf.GGMLQuantizationType.F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
 }
-_KEYS_TAKE: Final = 4096  # bytes for header and keys, when all that is needed is about
+_INFO_TAKES: Final = 256  # bytes about: a tensor's info and padding, or all keys
 
 
 def plan(checkpoint: Checkpoint, options: Options) -> Plan:
@@ -56,7 +56,8 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
     kept = [pair for pair in found if not pair.is_norm and pair.weight not in left_out]
     kind = _TYPES[options.outtype]
     write_adapter = functools.partial(write, checkpoint, kept, kind)
-    files = [File(write_adapter, _KEYS_TAKE + checkpoint.source.size)]
+    about = _INFO_TAKES + sum(2 * _INFO_TAKES + 4 * pair.rank * (pair.n_in + pair.n_out) for pair in kept)
+    files = [File(write_adapter, about)]
     if base is not None:
         name = _base_out(options, base)
         files.insert(0, File(functools.partial(_write_base, checkpoint, base, found), base.source.size, name))

@@ -136,6 +136,12 @@ def _check_heads(checkpoint: Checkpoint, pair: Pair, name: str, n_head: int) -> 
             source=checkpoint.source.name, field=name, expected=expected, found=n_head or "nothing that tells it",
             hint="--base tells the number of heads",
         )  # fmt: skip
+    n_rot, head_dim = checkpoint.parameters.n_rot, pair.n_out // n_head
+    if n_rot not in (0, head_dim):
+        raise CheckpointError(
+            "transformers' LLaMA rotates whole heads", source=checkpoint.source.name, field="n_rot",
+            expected=head_dim, found=n_rot,
+        )  # fmt: skip
 
 
 def to_half_rotation(rows: Floats, n_head: int) -> Floats:

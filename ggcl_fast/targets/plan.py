@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..payload import Output, Progress
+from ..sources import StrPath
 
 if TYPE_CHECKING:
     from ..base_model import BaseModel
@@ -51,3 +52,7 @@ class Plan(NamedTuple):
     """Tensors in all files, copies of the base model's left out."""
     notes: tuple[str, ...] = ()
     """What the user should know: what was left out, or could not be kept as it was."""
+
+    def names(self, target: StrPath) -> list[StrPath]:
+        """Return the path of each file, where `target` is not a folder."""
+        return [file.name or target for file in self.files]
