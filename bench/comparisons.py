@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import ggcl_fast
+from ggcl_fast import health
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import contenders as c
@@ -187,6 +188,17 @@ def _batch_shell(folder: Path, sizes: Sizes) -> Pair:
     )
 
 
+def _values(folder: Path, sizes: Sizes) -> Pair:
+    blocks = c.blocks(c.checkpoint(folder, c.SHAPES["7B"], sizes.large // 30), 64 << 20)
+    survey = health.compiled().survey
+    return Pair(lambda: [survey(block) for block in blocks], lambda: [c.numpy_passes(block) for block in blocks])
+
+
+def _summary(folder: Path, sizes: Sizes) -> Pair:
+    path = c.checkpoint(folder, c.SHAPES["7B"], sizes.large)
+    return Pair(lambda: c.summary(path), lambda: c.summary_by_numpy(path))
+
+
 COMPARISONS: Final = (
     Comparison("startup", "the command, 95 KB, start to finish", '`python -c "import gguf"`', 1.10, _startup),
     Comparison("parse", "the jitted pass, 582 records", "a `struct` loop", 0.02, _parse("7B")),
@@ -206,5 +218,9 @@ COMPARISONS: Final = (
     Comparison("convert-large", "peak memory, 2 GB", "`import numpy, gguf`", 16, _memory, "MB"),
     Comparison("batch", "`convert` by two warm processes, 2 MB a file", "`shutil.copyfile` by them", 1.5, _batch_copy),
     Comparison("batch", "`convert`, 2 MB a file", "a shell loop over the command", None, _batch_shell),
+    Comparison(
+        "info", "the jitted pass over values, blocks of 1 MiB", "`isnan`, `isinf`, `min`, `max`, `dot`", 0.5, _values
+    ),
+    Comparison("info", "`Checkpoint.summary`, 2 GB", "the same numbers with numpy", None, _summary),
 )  # fmt: skip
 """All comparisons, in the order of the table."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
     from .conversion import ConversionReport, convert
     from .errors import CheckpointError, NotACheckpointError, SourceChangedError, TruncatedError
+    from .health import Summary
     from .readers import open_checkpoint
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "NotACheckpointError": "errors",
     "Optimizer": "checkpoint",
     "SourceChangedError": "errors",
+    "Summary": "health",
     "Training": "checkpoint",
     "TruncatedError": "errors",
     "convert": "conversion",
@@ -40,7 +42,8 @@ _HOMES = {
 
 __all__ = [
     "Adam", "Checkpoint", "CheckpointError", "ConversionReport", "Lbfgs", "ModelParameters", "NotACheckpointError",
-    "Optimizer", "SourceChangedError", "Training", "TruncatedError", "__version__", "convert", "open_checkpoint",
+    "Optimizer", "SourceChangedError", "Summary", "Training", "TruncatedError", "__version__", "convert",
+    "open_checkpoint",
 ]  # fmt: skip
 
 

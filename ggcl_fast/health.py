@@ -32,7 +32,8 @@ from .sweep import ENGINES, Engine
 
 __all__ = [
     "LARGEST_CHANGE", "LARGEST_RANK", "PLAIN", "Kernels", "Moments", "PairSummary", "Summary", "TensorSummary",
-    "Values", "Verdict", "compiled", "gram", "gram_plainly", "judge", "pick_engine", "summarise", "survey", "survey_plainly",
+    "Values", "Verdict", "compiled", "gram", "gram_plainly", "judge", "pick_engine", "summarise", "survey",
+    "survey_plainly",
 ]  # fmt: skip
 
 LARGEST_RANK: Final = 1024
@@ -557,7 +558,7 @@ def _pair_summary(
 ) -> PairSummary:
     a, b = pair
     weight = checkpoint.names[a].removesuffix(".lora_a")
-    found = re.fullmatch(r"blk\.(\d+)\.(.+)", weight)
+    found = re.fullmatch(r"blk\.([0-9]{1,9})\.(.+)", weight)
     n_in, n_out = (int(checkpoint.table["ne1"][row]) for row in pair)
     norm = None if squared is None else abs(scale) * math.sqrt(squared)
     if norm is not None and not math.isfinite(norm):
