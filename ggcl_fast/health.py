@@ -343,7 +343,8 @@ def survey_plainly(values: _Floats, wide: _Doubles | None = None) -> Values:
     """
     # Not np.dot: BLAS would start threads for it.
     wide = np.empty(values.size) if wide is None else wide[: values.size]
-    wide[:] = values
+    with np.errstate(invalid="ignore"):  # of signalling NaN
+        wide[:] = values
     squares = float(np.add.reduce(np.square(wide, out=wide)))
     n_nan = n_inf = 0
     if not math.isfinite(squares):
@@ -559,6 +560,7 @@ def _pair_summary(
     a, b = pair
     weight = checkpoint.names[a].removesuffix(".lora_a")
     found = re.fullmatch(r"blk\.([0-9]{1,9})\.(.+)", weight)
+    module = (found[2] if found else weight).removesuffix(".weight")
     n_in, n_out = (int(checkpoint.table["ne1"][row]) for row in pair)
     norm = None if squared is None else abs(scale) * math.sqrt(squared)
     if norm is not None and not math.isfinite(norm):
@@ -567,13 +569,13 @@ def _pair_summary(
     return PairSummary(
         weight=weight,
         layer=int(found[1]) if found else None,
-        module=(found[2] if found else weight).removesuffix(".weight"),
+        module=module,
         rank=int(checkpoint.table["ne0"][a]),
         n_in=n_in,
         n_out=n_out,
         norm=norm,
         trained=not zero and norm != 0,
-        change=norm / math.sqrt(n_in) if norm is not None and n_out == 1 else None,
+        change=norm / math.sqrt(n_in) if norm is not None and module.endswith("norm") and n_out == 1 else None,
     )
 
 
