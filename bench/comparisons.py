@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import ggcl_fast
-from ggcl_fast import health
+from ggcl_fast import survey
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import contenders as c
@@ -190,8 +190,8 @@ def _batch_shell(folder: Path, sizes: Sizes) -> Pair:
 
 def _values(folder: Path, sizes: Sizes) -> Pair:
     blocks = c.blocks(c.checkpoint(folder, c.SHAPES["7B"], sizes.large // 30), 64 << 20)
-    survey = health.compiled().survey
-    return Pair(lambda: [survey(block) for block in blocks], lambda: [c.numpy_passes(block) for block in blocks])
+    look = survey.compiled().survey
+    return Pair(lambda: [look(block) for block in blocks], lambda: [c.numpy_passes(block) for block in blocks])
 
 
 def _summary(folder: Path, sizes: Sizes) -> Pair:

@@ -219,7 +219,7 @@ class Checkpoint:
         Parameters
         ----------
         engine
-            What goes through the values: see `health.pick_engine`.
+            What goes through the values: see `survey.pick_engine`.
         progress
             Called now and then with the number of bytes read since its last call.
 

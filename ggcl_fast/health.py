@@ -3,37 +3,30 @@
 Everything streams: a thread reads blocks of at most 1 MiB ahead, and each block is gone through once while it is in
 the processor's cache.  Memory stays at a few of these blocks, whatever the size of the file.
 
-`survey` and `gram` are what goes through a block.  Like `sweep.sweep` they are plain functions that numba compiles
-from outside; `survey_plainly` and `gram_plainly` give the same numbers with numpy, for files that do not repay numba's
-start.
-
 The size of a delta ``B @ A.T`` never takes the product: ``||B A^T||^2 = sum((A^T A) * (B^T B))``, two matrices of
 rank x rank that add up block by block.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from . import models
 from .checkpoint import Adam, Checkpoint, ModelParameters, Optimizer, Training
 from .payload import BLOCK, Progress, read_ahead
 from .sources import Source
-from .sweep import ENGINES, Engine
+from .survey import LARGEST_BLOCK, Doubles, Floats, Kernels, Values, pick_engine
+from .sweep import Engine
 
 __all__ = [
-    "LARGEST_CHANGE", "LARGEST_RANK", "PLAIN", "Kernels", "Moments", "PairSummary", "Summary", "TensorSummary",
-    "Values", "Verdict", "compiled", "gram", "gram_plainly", "judge", "pick_engine", "summarise", "survey",
-    "survey_plainly",
+    "LARGEST_CHANGE", "LARGEST_RANK", "Moments", "PairSummary", "Summary", "TensorSummary", "Verdict", "judge",
+    "summarise",
 ]  # fmt: skip
 
 LARGEST_RANK: Final = 1024
@@ -45,6 +38,7 @@ Verdict = Literal["healthy", "diverged", "untrained"]
 """What `judge` says of a checkpoint."""
 
 _SAFE: Final = (1e-12, 1e12)  # largest magnitudes whose squares, and sums of those, float32 can tell
+_STEP: Final = min(BLOCK, LARGEST_BLOCK)  # bytes of a block, at most
 _NAMED: Final = 3  # tensors that a reason names
 
 
@@ -149,262 +143,6 @@ class Summary(NamedTuple):
         return self.optimizer.previous_loss if isinstance(self.optimizer, Adam) else self.optimizer.best_loss
 
 
-# --- the pass over the values of a block ----------------------------------------------------------------------------
-
-
-class Values(NamedTuple):
-    """What `survey` finds in some values; of several blocks, what `merged` makes of them."""
-
-    n_nan: int = 0
-    n_inf: int = 0
-    n_zero: int = 0
-    lowest: float = math.inf
-    """Smallest finite value; inf where there is none."""
-    highest: float = -math.inf
-    """Largest finite value; -inf where there is none."""
-    squares: float = 0.0
-    """Sum of squares of the finite values."""
-
-    def merged(self, other: Values) -> Values:
-        """Return the numbers of both together."""
-        return Values(
-            self.n_nan + other.n_nan,
-            self.n_inf + other.n_inf,
-            self.n_zero + other.n_zero,
-            min(self.lowest, other.lowest),
-            max(self.highest, other.highest),
-            self.squares + other.squares,
-        )
-
-
-_Floats = npt.NDArray[np.float32]
-_Doubles = npt.NDArray[np.float64]
-
-
-class Kernels(NamedTuple):
-    """What goes through the blocks: compiled, or with numpy."""
-
-    survey: Callable[[_Floats], Values]
-    """Takes (n,) float32."""
-    gram: Callable[[_Floats], _Doubles]
-    """Takes rows of (n, rank) float32 and gives ``rows.T @ rows`` in float64; NaN where they are not all finite."""
-
-
-_CHUNK: Final = 512  # rows that are multiplied together in float32 before they are added to float64
-_PITCH: Final = _CHUNK + 16  # floats from row to row: a power of two would put all rows in the same lines of the cache
-
-_MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
-_INFINITE = np.int32(0x7F800000)  # the magnitude of an infinity; those above are NaN
-_SIGN = np.int32(31)
-_LARGEST = np.int32(0x7FFFFFFF)
-_SMALLEST = np.int32(-0x80000000)
-
-
-def survey(values: Any, words: Any) -> tuple[Any, ...]:
-    """Go through the values of a block once, and a second time where some of them are not finite.
-
-    Numbers to compare are the floats' bits made monotone: as int32, which the compiler turns into vector code, as it
-    does not with the minimum of floats.  Casts back to int32 are there since numba widens every sum to int64.
-
-    Parameters
-    ----------
-    values
-        (n,) float32, n below 2^31.
-    words
-        The same bytes as (n,) int32.
-
-    Returns
-    -------
-    tuple
-        Counts of NaN, infinite and zero values; smallest and largest finite value as monotone int32 (the former
-        larger than the latter where there is none), for `_float` to turn back; sum of the squares of finite values
-        in float64, where that of float32 values cannot overflow.
-    """
-    lowest, highest, n_zero, squares = _LARGEST, _SMALLEST, np.int32(0), 0.0
-    for i in range(len(words)):
-        word = words[i]
-        key = np.int32(word ^ np.int32(np.int32(word >> _SIGN) & _MAGNITUDE))
-        lowest = min(lowest, key)
-        highest = max(highest, key)
-        n_zero = np.int32(n_zero + np.int32(np.int32(word & _MAGNITUDE) == 0))
-        value = np.float64(values[i])
-        squares += value * value
-    if squares < np.inf:
-        return 0, 0, n_zero, lowest, highest, squares
-    lowest, highest, n_nan, n_inf, squares = _LARGEST, _SMALLEST, 0, 0, 0.0
-    for i in range(len(words)):
-        word = words[i]
-        magnitude = np.int32(word & _MAGNITUDE)
-        if magnitude > _INFINITE:
-            n_nan += 1
-        elif magnitude == _INFINITE:
-            n_inf += 1
-        else:
-            key = np.int32(word ^ np.int32(np.int32(word >> _SIGN) & _MAGNITUDE))
-            lowest = min(lowest, key)
-            highest = max(highest, key)
-            value = np.float64(values[i])
-            squares += value * value
-    return n_nan, n_inf, n_zero, lowest, highest, squares
-
-
-def _float(key: int) -> float:
-    """Turn a monotone int32 back into the float that it stands for; -0.0 becomes 0.0."""
-    word = key ^ 0x7FFFFFFF if key < 0 else key
-    value: float = struct.unpack("<f", struct.pack("<i", word))[0]
-    return value + 0.0
-
-
-def gram(rows: Any, turned: Any, total: Any) -> None:
-    """Add ``rows.T @ rows`` to `total`, on and above the diagonal and in blocks of 2 x 4 across it.
-
-    `_CHUNK` rows at a time are turned, so that each entry is a product of two contiguous vectors, eight of which are
-    formed together.  Beside BLAS this takes 1.2 to 1.5 of the time with one thread, adds up to a tenth of the error,
-    and needs no threads of its own, whose waiting for each other costs many times as much on a busy machine.
-
-    Parameters
-    ----------
-    rows
-        (n, rank) float32.
-    turned
-        (padded, `_PITCH`) float32, room to work in; zeros from row `rank` on.
-    total
-        (padded, padded) float64; padded is rank rounded up to a multiple of 4.
-    """
-    n, rank = rows.shape
-    padded = len(total)
-    for first in range(0, n, _CHUNK):
-        m = min(_CHUNK, n - first)
-        for i in range(m):
-            for j in range(rank):
-                turned[j, i] = rows[first + i, j]
-        for j in range(0, padded, 2):
-            x, z = turned[j], turned[j + 1]
-            for k in range(j & -4, padded, 4):
-                p, q, r, s = turned[k], turned[k + 1], turned[k + 2], turned[k + 3]
-                xp = xq = xr = xs = zp = zq = zr = zs = np.float32(0)
-                for i in range(m):
-                    xp += x[i] * p[i]
-                    xq += x[i] * q[i]
-                    xr += x[i] * r[i]
-                    xs += x[i] * s[i]
-                    zp += z[i] * p[i]
-                    zq += z[i] * q[i]
-                    zr += z[i] * r[i]
-                    zs += z[i] * s[i]
-                total[j, k] += xp
-                total[j, k + 1] += xq
-                total[j, k + 2] += xr
-                total[j, k + 3] += xs
-                total[j + 1, k] += zp
-                total[j + 1, k + 1] += zq
-                total[j + 1, k + 2] += zr
-                total[j + 1, k + 3] += zs
-
-
-def _survey_with(kernel: Callable[..., Any], values: _Floats) -> Values:
-    n_nan, n_inf, n_zero, lowest, highest, squares = kernel(values, values.view(np.int32))
-    if lowest > highest:
-        return Values(n_nan, n_inf, n_zero)
-    return Values(n_nan, n_inf, n_zero, _float(lowest), _float(highest), squares)
-
-
-def _gram_with(kernel: Callable[..., Any], rows: _Floats) -> _Doubles:
-    rank = rows.shape[1]
-    padded = -(-rank // 4) * 4
-    total = np.zeros((padded, padded))
-    kernel(rows, np.zeros((padded, _PITCH), np.float32), total)
-    upper = np.triu(total[:rank, :rank])
-    return upper + np.triu(upper, 1).T
-
-
-@functools.cache
-def compiled() -> Kernels:
-    """Return `survey` and `gram` compiled by numba, without the GIL.
-
-    Compiled anew in each process that wants them, for the reason that `sweep.compiled` gives.  Sums may be taken in
-    any order, which vector code needs; nothing else about floats is relaxed, NaN and infinity included.
-    """
-    import numba
-
-    types: Any = numba.types
-    f4, f8, i4, i8 = types.float32, types.float64, types.int32, types.int64
-    floats, words, rows = types.Array(f4, 1, "C", True), types.Array(i4, 1, "C", True), types.Array(f4, 2, "C", True)
-    options: Any = {"nogil": True, "fastmath": {"reassoc", "contract"}}
-    look = numba.njit(types.Tuple((i8, i8, i8, i4, i4, f8))(floats, words), **options)(survey)
-    multiply = numba.njit(types.void(rows, f4[:, ::1], f8[:, ::1]), **options)(gram)
-    return Kernels(functools.partial(_survey_with, look), functools.partial(_gram_with, multiply))
-
-
-def survey_plainly(values: _Floats, wide: _Doubles | None = None) -> Values:
-    """Return what the compiled `survey` does, with numpy.
-
-    `wide` is room for at least as many values in float64: fresh memory would cost more than filling it.
-    """
-    # Not np.dot: BLAS would start threads for it.
-    wide = np.empty(values.size) if wide is None else wide[: values.size]
-    with np.errstate(invalid="ignore"):  # of signalling NaN
-        wide[:] = values
-    squares = float(np.add.reduce(np.square(wide, out=wide)))
-    n_nan = n_inf = 0
-    if not math.isfinite(squares):
-        n_nan, n_inf = (int(np.count_nonzero(which(values))) for which in (np.isnan, np.isinf))
-        finite = np.isfinite(values)
-        values, squares = values[finite], float(np.add.reduce(wide[finite]))
-    if not values.size:
-        return Values(n_nan, n_inf)
-    n_zero = int(np.count_nonzero(values == 0))
-    return Values(n_nan, n_inf, n_zero, float(values.min()) + 0.0, float(values.max()) + 0.0, squares)
-
-
-def gram_plainly(rows: _Floats) -> _Doubles:
-    """Return what the compiled `gram` does, with numpy."""
-    rank = rows.shape[1]
-    step = max(64, (1 << 18) // rank**2)  # rows: as many as OpenBLAS multiplies without threads, up to rank 64
-    total = np.zeros((rank, rank))
-    for first in range(0, len(rows), step):
-        some = rows[first : first + step]
-        total += some.T @ some
-    return total
-
-
-PLAIN: Final = Kernels(survey_plainly, gram_plainly)
-"""What needs no numba."""
-
-
-_START_COLD: Final = 1 << 30  # bytes that numpy goes through in the time that numba's import and start would add
-_START_IMPORTED: Final = 3 << 28  # the same where numba is imported already
-
-_surveyed = 0  # bytes surveyed without numba in this process
-
-
-def pick_engine(engine: Engine, nbytes: int) -> Kernels:
-    """Return what is to go through the next `nbytes` bytes: what `engine` says, or for "auto" what pays.
-
-    The rule is that of `sweep.pick_engine`, by bytes, and the next file's are known: one large file is surveyed by
-    the compiled pass from its start on.
-
-    Raises
-    ------
-    ValueError
-        `engine` is none of `sweep.ENGINES`.
-    """
-    global _surveyed
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    if engine != "auto":
-        return compiled() if engine == "numba" else PLAIN._replace(survey=_with_room())
-    price = _START_IMPORTED if "numba" in sys.modules else _START_COLD
-    if compiled.cache_info().currsize or _surveyed + nbytes > price:
-        return compiled()
-    _surveyed += nbytes
-    return PLAIN._replace(survey=_with_room())
-
-
-def _with_room() -> Callable[[_Floats], Values]:
-    return functools.partial(survey_plainly, wide=np.empty(BLOCK // 4))
-
-
 # --- a whole checkpoint ---------------------------------------------------------------------------------------------
 
 
@@ -469,7 +207,7 @@ def _read(
     """Read every tensor once: what its values are by row, and by pair the squared norm of ``B @ A.T``."""
     values = [Values()] * len(checkpoint.names)
     squared: dict[tuple[int, int], float] = {}
-    grams: dict[int, _Doubles] = {}
+    grams: dict[int, Doubles] = {}
     a_of = {b: a for a, b in pairs}
     for piece, block in _blocks(checkpoint.source, _pieces(checkpoint, pairs)):
         row = piece.row
@@ -487,7 +225,7 @@ def _read(
 
 
 def _pieces(checkpoint: Checkpoint, pairs: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
-    """Cut every tensor into whole rows of at most `BLOCK` bytes, each lora_b right after its lora_a."""
+    """Cut every tensor into whole rows of at most 1 MiB, each lora_b right after its lora_a."""
     table = checkpoint.table
     paired = {row for pair in pairs for row in pair}
     alone = ((row,) for row in range(len(table)) if row not in paired)
@@ -495,7 +233,7 @@ def _pieces(checkpoint: Checkpoint, pairs: Sequence[tuple[int, int]]) -> Iterato
         for row in rows:
             offset, nbytes, ne0 = (int(table[field][row]) for field in ("offset", "nbytes", "ne0"))
             rank = ne0 if row in paired and ne0 <= LARGEST_RANK else 0
-            step = BLOCK // (4 * rank) * 4 * rank if rank else BLOCK
+            step = _STEP // (4 * rank) * 4 * rank if rank else _STEP
             for start in range(offset, offset + nbytes, step):
                 yield _Piece(row, start, min(start + step, offset + nbytes), rank)
 
@@ -511,7 +249,7 @@ def _blocks(source: Source, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, 
         release()
 
 
-def _floats(block: memoryview) -> _Floats:
+def _floats(block: memoryview) -> Floats:
     floats = np.frombuffer(block, "<f4")
     if sys.byteorder == "big" or not floats.flags.aligned:
         floats = floats.astype(np.float32)
@@ -519,7 +257,7 @@ def _floats(block: memoryview) -> _Floats:
     return floats
 
 
-def _gram(rows: _Floats, found: Values, kernels: Kernels) -> _Doubles:
+def _gram(rows: Floats, found: Values, kernels: Kernels) -> Doubles:
     """Return ``rows.T @ rows``; NaN where `rows` has values that are not finite."""
     rank = rows.shape[1]
     if found.n_nan or found.n_inf:
@@ -532,7 +270,7 @@ def _gram(rows: _Floats, found: Values, kernels: Kernels) -> _Doubles:
     return wide.T @ wide
 
 
-def _inner(a: _Doubles, b: _Doubles) -> float:
+def _inner(a: Doubles, b: Doubles) -> float:
     """Return the sum of the products of the entries of both; never below 0, as it can be by rounding only."""
     total = float(np.add.reduce(a * b, axis=None))
     return total if total > 0 or math.isnan(total) else 0.0

@@ -1,98 +1,29 @@
 """Numbers, deltas and verdicts, held against plain numpy in float64."""
 
 import math
-import struct
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import ggcl_fast
-from ggcl_fast import Checkpoint, SourceChangedError, Summary, health, models, open_checkpoint
-from ggcl_fast.checkpoint import ModelParameters
-from ggcl_fast.health import PLAIN, Kernels, Moments, PairSummary, TensorSummary, Values, judge
+from ggcl_fast import Checkpoint, SourceChangedError, Summary, health, open_checkpoint, survey
+from ggcl_fast.health import Moments, PairSummary, TensorSummary, judge
 from ggcl_fast.sweep import Engine
 from ggcl_fast.testing import RANKS, SHAPE_7B, Shape, checkpoint_bytes, write_checkpoint
 
 from . import reference
 from .hostile import ADAM, LBFGS, ODD, places, put, with_values
 from .reference import DATA, FIXTURES
+from .test_survey import plain_values
 
 NAN, INF = math.nan, math.inf
 ENGINES: tuple[Engine, ...] = ("numba", "python")
-KERNELS = pytest.mark.parametrize("kernels", [health.compiled, lambda: PLAIN], ids=ENGINES)
-FLOATS = hnp.arrays(np.float32, st.integers(0, 300), elements=st.floats(width=32))
-
-
-def plain_values(values: npt.NDArray[np.float32]) -> Values:
-    finite = values[np.isfinite(values)].astype(np.float64)
-    return Values(
-        int(np.isnan(values).sum()), int(np.isinf(values).sum()), int((values == 0).sum()),
-        float(finite.min()) if finite.size else INF, float(finite.max()) if finite.size else -INF,
-        float((finite**2).sum()),
-    )  # fmt: skip
-
-
-def locked(values: Any) -> npt.NDArray[np.float32]:
-    array = np.ascontiguousarray(values, np.float32)
-    array.flags.writeable = False
-    return array
-
-
-# --- the two kernels ------------------------------------------------------------------------------------------------
-
-
-@KERNELS
-@given(FLOATS)
-@settings(deadline=None)
-def test_survey_is_what_numpy_says(kernels: Any, values: npt.NDArray[np.float32]) -> None:
-    found, expected = kernels().survey(locked(values)), plain_values(values)
-    assert found[:5] == expected[:5]
-    assert found.squares == pytest.approx(expected.squares, rel=1e-12)
-
-
-@given(FLOATS)
-def test_survey_interpreted_is_survey_compiled(values: npt.NDArray[np.float32]) -> None:
-    values = locked(values)
-    with np.errstate(all="ignore"):
-        interpreted = health._survey_with(health.survey, values)
-    compiled = health.compiled().survey(values)
-    assert interpreted[:5] == compiled[:5]
-    assert float(interpreted.squares) == pytest.approx(compiled.squares, rel=1e-12)
-
-
-@KERNELS
-def test_survey_of_extremes(kernels: Any) -> None:
-    survey = kernels().survey
-    largest, tiny = float(np.finfo(np.float32).max), 1e-45
-    found = survey(locked([largest, -largest, tiny, -tiny, -0.0, 0.0]))
-    assert found[:5] == (0, 0, 2, -largest, largest)
-    assert found.squares == pytest.approx(2 * largest**2)
-    assert str(survey(locked([-0.0])).lowest) == "0.0"
-    quiet = np.array([0xFFC00000, 0x7F800001, 0xFF800000, 0x3F800000], np.uint32).view(np.float32)
-    assert survey(locked(quiet)) == (2, 1, 0, 1.0, 1.0, 1.0)
-    assert survey(locked([NAN, INF])) == Values(1, 1)
-
-
-@KERNELS
-@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 7, 16, 33])
-@pytest.mark.parametrize("n", [0, 1, 3, 511, 512, 513, 1100])
-def test_gram_is_what_numpy_says(kernels: Any, rank: int, n: int) -> None:
-    rows = np.random.default_rng(rank * n).standard_normal((n, rank)).astype(np.float32)
-    wide = rows.astype(np.float64)
-    np.testing.assert_allclose(kernels().gram(locked(rows)), wide.T @ wide, rtol=1e-5, atol=1e-6 * n)
-
-
-def test_gram_interpreted_is_gram_compiled() -> None:
-    rows = locked(np.random.default_rng(1).standard_normal((520, 3)))
-    np.testing.assert_allclose(health._gram_with(health.gram, rows), health.compiled().gram(rows), rtol=1e-5)
 
 
 # --- whole checkpoints ----------------------------------------------------------------------------------------------
@@ -198,7 +129,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_memory_is_bounded_and_the_file_not_mapped(large: Path, engine: Engine) -> None:
-    health.compiled()
+    survey.compiled()
     seen = 0
 
     def progress(nbytes: int) -> None:
@@ -265,31 +196,6 @@ def test_absurd_ranks_cost_no_memory() -> None:
     assert by_module["attn_q"].trained
     assert by_module["attn_k"].norm is not None
     assert summary.delta_norm is None
-
-
-# --- which engine ---------------------------------------------------------------------------------------------------
-
-
-def test_small_files_do_not_wait_for_numba_and_large_ones_do_not_wait_for_numpy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    marks = Kernels(lambda _: Values(), lambda _: np.zeros((1, 1)))
-
-    class Cold:
-        __call__ = staticmethod(lambda: marks)
-        cache_info = staticmethod(lambda: health.functools._CacheInfo(0, 0, None, 0))
-
-    monkeypatch.setattr(health, "compiled", Cold())
-    monkeypatch.setattr(health, "_surveyed", 0)
-    assert health.pick_engine("numba", 1) is marks
-    assert health.pick_engine("python", 1 << 40) is not marks
-    assert health.pick_engine("auto", 95_308) is not marks
-    assert health.pick_engine("auto", 4 << 30) is marks
-    picked = [health.pick_engine("auto", 100_000_000) is marks for _ in range(20)]
-    assert picked == sorted(picked)
-    assert picked[-1]
-    with pytest.raises(ValueError, match="engine must be one of"):
-        health.pick_engine("rust", 1)  # type: ignore[arg-type]
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -414,37 +320,6 @@ def test_losses_of_a_diverged_file() -> None:
 
 def test_negative_second_moments_of_a_file() -> None:
     assert "second moments go down to -3" in summary_of(with_values(43, [-3.0])).reasons[0]
-
-
-# --- the model ------------------------------------------------------------------------------------------------------
-
-
-def parameters(n_embd: int, n_layer: int, n_ff: int, n_vocab: int) -> ModelParameters:
-    return ModelParameters(n_vocab, n_embd, 256, 32, n_layer, 128, n_ff, 32)
-
-
-@pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.name)
-def test_every_model_is_known_by_its_shape(model: models.Model) -> None:
-    assert models.guess(parameters(model.n_embd, model.n_layer, model.n_ff, model.n_vocab)) == model.name
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((4096, 32, 11008, 32001), "LLaMA or Llama 2 7B, with 32,001 tokens"),
-        ((4096, 32, 11008, 0), "LLaMA or Llama 2 7B"),
-        ((6656, 60, 0, 0), "LLaMA 33B (30B)"),
-        ((4096, 0, 0, 0), "unknown"),
-        ((4096, 31, 11008, 32000), "unknown"),
-        ((0, 0, 0, 0), "unknown"),
-    ],
-)
-def test_guesses(shape: tuple[int, int, int, int], expected: str) -> None:
-    assert models.guess(parameters(*shape)) == expected
-
-
-def test_the_shapes_of_this_package_are_known() -> None:
-    assert (SHAPE_7B.n_embd, SHAPE_7B.n_layer, SHAPE_7B.feed_forward_length) == models.MODELS[0][1:4]
 
 
 def test_reference_reads_the_same_number_of_tensors() -> None:

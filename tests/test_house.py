@@ -15,7 +15,8 @@ PACKAGE = Path(ggcl_fast.__file__).parent
 ORDER = (
     "__main__", "info", "cli", "plot", "conversion", "targets", "targets.checkpoint", "finite", "gguf_writer",
     "health", "payload", "files",
-    "readers", "readers.ggcl", "models", "checkpoint", "sources", "schema", "sweep", "kinds", "layout", "errors",
+    "readers", "readers.ggcl", "models", "checkpoint", "sources", "schema", "survey", "sweep", "kinds", "layout",
+    "errors",
 )  # fmt: skip
 PATHS = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
