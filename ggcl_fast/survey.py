@@ -248,8 +248,8 @@ PLAIN: Final = Kernels(survey_plainly, gram_plainly)
 """What needs no numba."""
 
 
-_START_COLD: Final = 1 << 30  # bytes that numpy goes through in the time that numba's import and start would add
-_START_IMPORTED: Final = 3 << 28  # the same where numba is imported already
+_START_COLD: Final = 4 << 30  # bytes that numpy goes through in the time that numba's import and start take
+_START_IMPORTED: Final = 7 << 29  # the same where numba is imported already
 
 _surveyed = 0  # bytes surveyed without numba in this process
 
@@ -257,8 +257,11 @@ _surveyed = 0  # bytes surveyed without numba in this process
 def pick_engine(engine: Engine, nbytes: int) -> Kernels:
     """Return what is to go through the next `nbytes` bytes: what `engine` says, or for "auto" what pays.
 
-    The rule is that of `sweep.pick_engine`, by bytes, and the next file's are known: one large file is surveyed by
-    the compiled pass from its start on.
+    The rule is that of `sweep.pick_engine`, by bytes, and the next file's are known: a file so large that it repays
+    numba's start is gone through by the compiled pass from its first byte on.
+
+    Measured on 2 cores of an AMD EPYC (Milan), Python 3.11, numba 0.68: a checkpoint of rank 4 or 16 takes numpy
+    290 us a MiB and the compiled pass 120 to 135 us; numba's import takes 0.25 s and the compilation 1.05 s.
 
     Raises
     ------

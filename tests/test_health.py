@@ -1,6 +1,8 @@
 """Numbers, deltas and verdicts, held against plain numpy in float64."""
 
+import json
 import math
+import random
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ggcl_fast
-from ggcl_fast import Checkpoint, SourceChangedError, Summary, health, open_checkpoint, survey
+from ggcl_fast import Checkpoint, CheckpointError, SourceChangedError, Summary, health, info, open_checkpoint, survey
 from ggcl_fast.health import Moments, PairSummary, TensorSummary, judge
 from ggcl_fast.sweep import Engine
 from ggcl_fast.testing import RANKS, SHAPE_7B, Shape, checkpoint_bytes, write_checkpoint
 
 from . import reference
 from .hostile import ADAM, LBFGS, ODD, places, put, with_values
+from .mutations import BASES, mutate
 from .reference import DATA, FIXTURES
 from .test_survey import plain_values
 
@@ -324,3 +327,21 @@ def test_negative_second_moments_of_a_file() -> None:
 
 def test_reference_reads_the_same_number_of_tensors() -> None:
     assert len(summary_of(LBFGS).tensors) == len(reference.read(LBFGS)[1])
+
+
+def test_whatever_opens_has_a_summary() -> None:
+    rng = random.Random(7)
+    n_opened = 0
+    for _ in range(500):
+        data = mutate(rng.choice(BASES), rng)
+        try:
+            checkpoint = Checkpoint.from_buffer(data, engine="python")
+        except CheckpointError:
+            continue
+        n_opened += 1
+        with checkpoint:
+            summary = checkpoint.summary(engine="python")
+            held_against_numpy(checkpoint, summary)
+        assert json.dumps(info.plain(summary), allow_nan=False).isprintable()
+        assert all(reason.isprintable() for reason in summary.reasons)
+    assert n_opened > 20

@@ -98,8 +98,8 @@ def test_small_files_do_not_wait_for_numba_and_large_ones_do_not_wait_for_numpy(
     assert survey.pick_engine("numba", 1) is marks
     assert survey.pick_engine("python", 1 << 40) is not marks
     assert survey.pick_engine("auto", 95_308) is not marks
-    assert survey.pick_engine("auto", 4 << 30) is marks
-    picked = [survey.pick_engine("auto", 100_000_000) is marks for _ in range(20)]
+    assert survey.pick_engine("auto", 5 << 30) is marks
+    picked = [survey.pick_engine("auto", 100_000_000) is marks for _ in range(60)]
     assert picked == sorted(picked)
     assert picked[-1]
     with pytest.raises(ValueError, match="engine must be one of"):
