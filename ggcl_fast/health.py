@@ -154,6 +154,8 @@ class _Piece(NamedTuple):
     stop: int
     rank: int
     """Of the pair that the tensor belongs to; 0 where there is no Gram matrix to form."""
+    last: bool
+    """Whether the tensor ends with it."""
 
 
 def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Progress | None = None) -> Summary:
@@ -216,8 +218,7 @@ def _read(
         values[row] = values[row].merged(found)
         if piece.rank:
             grams[row] = grams.get(row, 0.0) + _gram(floats.reshape(-1, piece.rank), found, kernels)
-            end = int(checkpoint.table["offset"][row] + checkpoint.table["nbytes"][row])
-            if row in a_of and piece.stop == end:
+            if row in a_of and piece.last:
                 squared[a_of[row], row] = _inner(grams.pop(a_of[row]), grams.pop(row))
         if progress is not None:
             progress(piece.stop - piece.start)
@@ -226,16 +227,16 @@ def _read(
 
 def _pieces(checkpoint: Checkpoint, pairs: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
     """Cut every tensor into whole rows of at most 1 MiB, each lora_b right after its lora_a."""
-    table = checkpoint.table
+    offsets, sizes, widths = (checkpoint.table[field].tolist() for field in ("offset", "nbytes", "ne0"))
     paired = {row for pair in pairs for row in pair}
-    alone = ((row,) for row in range(len(table)) if row not in paired)
+    alone = ((row,) for row in range(len(offsets)) if row not in paired)
     for rows in sorted([*pairs, *alone]):
         for row in rows:
-            offset, nbytes, ne0 = (int(table[field][row]) for field in ("offset", "nbytes", "ne0"))
-            rank = ne0 if row in paired and ne0 <= LARGEST_RANK else 0
+            offset, end = offsets[row], offsets[row] + sizes[row]
+            rank = widths[row] if row in paired and widths[row] <= LARGEST_RANK else 0
             step = _STEP // (4 * rank) * 4 * rank if rank else _STEP
-            for start in range(offset, offset + nbytes, step):
-                yield _Piece(row, start, min(start + step, offset + nbytes), rank)
+            for start in range(offset, end, step):
+                yield _Piece(row, start, min(start + step, end), rank, start + step >= end)
 
 
 def _blocks(source: Source, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, memoryview]]:

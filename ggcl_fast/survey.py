@@ -137,7 +137,7 @@ def _float(key: int) -> float:
 
 
 def gram(rows: Any, turned: Any, total: Any) -> None:
-    """Add ``rows.T @ rows`` to `total`, on and above the diagonal and in blocks of 2 x 4 across it.
+    """Form ``rows.T @ rows`` in `total`: on and above the diagonal, in blocks of 2 x 4, then mirrored.
 
     `_CHUNK` rows at a time are turned, so that each entry is a product of two contiguous vectors, eight of which are
     formed together.  Beside BLAS this takes 1.2 to 1.5 of the time with one thread, adds up to a tenth of the error,
@@ -150,7 +150,7 @@ def gram(rows: Any, turned: Any, total: Any) -> None:
     turned
         (padded, `_PITCH`) float32, room to work in; zeros from row `rank` on.
     total
-        (padded, padded) float64; padded is rank rounded up to a multiple of 4.
+        (padded, padded) float64, all zeros; padded is rank rounded up to a multiple of 4.
     """
     n, rank = rows.shape
     padded = len(total)
@@ -181,6 +181,9 @@ def gram(rows: Any, turned: Any, total: Any) -> None:
                 total[j + 1, k + 1] += zq
                 total[j + 1, k + 2] += zr
                 total[j + 1, k + 3] += zs
+    for j in range(padded):
+        for k in range(j):
+            total[j, k] = total[k, j]
 
 
 def _survey_with(kernel: Callable[..., Any], values: Floats) -> Values:
@@ -195,8 +198,7 @@ def _gram_with(kernel: Callable[..., Any], rows: Floats) -> Doubles:
     padded = -(-rank // 4) * 4
     total = np.zeros((padded, padded))
     kernel(rows, np.zeros((padded, _PITCH), np.float32), total)
-    upper = np.triu(total[:rank, :rank])
-    return upper + np.triu(upper, 1).T
+    return total[:rank, :rank]
 
 
 @functools.cache
