@@ -276,6 +276,16 @@ def test_engines_say_the_same(engine: str, capsys: pytest.CaptureFixture[str]) -
     assert shown(capsys, "--engine", engine, TRAINED) == shown(capsys, TRAINED)
 
 
+def test_long_work_shows_progress_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(info, "_LONG_WORK", 0)
+    shown(capsys, TRAINED)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([TRAINED]) == 0
+    assert "%|" in capsys.readouterr().err
+
+
 def test_interruption_has_its_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
