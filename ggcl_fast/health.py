@@ -194,11 +194,11 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
 def _pairs(checkpoint: Checkpoint) -> list[tuple[int, int]]:
     """Return the rows of every lora_a and its lora_b, in the order of the file."""
     rows = {name: row for row, name in enumerate(checkpoint.names)}
-    ne0 = checkpoint.table["ne0"].tolist()
+    ne0, sizes = (checkpoint.table[field].tolist() for field in ("ne0", "nbytes"))
     found = []
     for name, a in rows.items():
         b = rows.get(f"{name[:-1]}b") if name.endswith(".lora_a") else None
-        if b is not None and ne0[a] == ne0[b] > 0:
+        if b is not None and ne0[a] == ne0[b] and sizes[a] and sizes[b]:
             found.append((a, b))
     return found
 

@@ -43,6 +43,7 @@ def test_survey_is_what_numpy_says(kernels: Any, values: npt.NDArray[np.float32]
 
 
 @given(FLOATS)
+@settings(deadline=None)
 def test_survey_interpreted_is_survey_compiled(values: npt.NDArray[np.float32]) -> None:
     values = locked(values)
     with np.errstate(all="ignore"):
