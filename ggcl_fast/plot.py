@@ -186,7 +186,7 @@ def _draw_course(figure: Any, summaries: Sequence[Summary]) -> None:
     last = [_or_nan(one.loss) for one in ordered]
     best = [_or_nan(one.optimizer.best_loss if one.optimizer else None) for one in ordered]
     upper.plot(iterations, last, color=_GROUPS[0][2], marker="o", markersize=4, label="last")
-    upper.plot(iterations, best, color=_GROUPS[1][2], marker="s", markersize=4, linestyle="--", label="best so far")
+    upper.plot(iterations, best, color=_GROUPS[1][2], marker="s", markersize=4, linestyle="--", label="best")
     upper.set_ylabel("loss")
     for label, modules, colour, marker in _GROUPS:
         norms = [_norm(one, modules) for one in ordered]

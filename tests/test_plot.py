@@ -99,7 +99,7 @@ def test_the_course_is_drawn_by_iterations() -> None:
     last, best, *marks = upper.lines
     assert list(last.get_xdata()) == [10, 20, 30]
     assert list(last.get_ydata()) == [one.loss] * 3
-    assert best.get_label() == "best so far"
+    assert best.get_label() == "best"
     assert [list(line.get_xdata()) for line in marks] == [[20, 20]]
     assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("loss", "iterations", "norm of the deltas")
     groups = {line.get_label(): line.get_ydata()[0] for line in lower.lines}
