@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import ggcl_fast
+from ggcl_fast import survey
 from ggcl_fast.batch import process_pool
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
@@ -210,6 +211,17 @@ def _batch_shell(folder: Path, sizes: Sizes) -> Pair:
     )
 
 
+def _values(folder: Path, sizes: Sizes) -> Pair:
+    blocks = c.blocks(c.checkpoint(folder, c.SHAPES["7B"], sizes.large // 30), 64 << 20)
+    look = survey.compiled().survey
+    return Pair(lambda: [look(block) for block in blocks], lambda: [c.numpy_passes(block) for block in blocks])
+
+
+def _summary(folder: Path, sizes: Sizes) -> Pair:
+    path = c.checkpoint(folder, c.SHAPES["7B"], sizes.large)
+    return Pair(lambda: c.summary(path), lambda: c.summary_by_numpy(path))
+
+
 COMPARISONS: Final = (
     Comparison("startup", "the command, 95 KB, start to finish", '`python -c "import gguf"`', 1.10, _startup),
     Comparison("parse", "the jitted pass, 582 records", "a `struct` loop", 0.02, _parse("7B")),
@@ -232,5 +244,9 @@ COMPARISONS: Final = (
     ),
     Comparison("batch", "`convert_many` by two warm workers, 2 MB a file", "by one", 1 / 1.7, _batch_workers),
     Comparison("batch", "`convert`, 2 MB a file", "a shell loop over the command", None, _batch_shell),
+    Comparison(
+        "info", "the jitted pass over values, blocks of 1 MiB", "`isnan`, `isinf`, `min`, `max`, `dot`", 0.5, _values
+    ),
+    Comparison("info", "`Checkpoint.summary`, 2 GB", "the same numbers with numpy", None, _summary),
 )  # fmt: skip
 """All comparisons, in the order of the table."""

@@ -18,9 +18,9 @@ import gguf
 import numpy as np
 
 import ggcl_fast
-from ggcl_fast import layout, readers, sweep
+from ggcl_fast import layout, payload, readers, sweep
 from ggcl_fast.schema import schemas
-from ggcl_fast.sources import SourceBuffer
+from ggcl_fast.sources import SourceBuffer, read_at
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import SHAPE_7B, SHAPE_13B, Shape, write_checkpoint
 
@@ -154,6 +154,57 @@ class Pass:
     def structs(self) -> Run:
         """Return the loop that it is compared with."""
         return lambda: struct_reader(self.data, self.planned)
+
+
+# --- the values -----------------------------------------------------------------------------------------------------
+
+
+def blocks(path: Path, nbytes: int) -> list[Any]:
+    """Return up to `nbytes` bytes of the largest tensors of the checkpoint at `path`, in blocks of 1 MiB of float32."""
+    with ggcl_fast.open_checkpoint(path) as opened:
+        tensors = sorted(opened.tensors.values(), key=lambda tensor: -tensor.size)
+        flat = np.concatenate([tensor.ravel() for tensor in tensors[:2]])[: nbytes // 4]
+    flat.flags.writeable = False
+    return [flat[first : first + payload.BLOCK // 4] for first in range(0, flat.size, payload.BLOCK // 4)]
+
+
+def numpy_passes(values: Any) -> tuple[int, int, float, float, float]:
+    """Tell of `values` what numpy's own functions tell, one after the other."""
+    return (
+        int(np.count_nonzero(np.isnan(values))), int(np.count_nonzero(np.isinf(values))),
+        float(np.min(values)), float(np.max(values)), float(np.dot(values, values)),
+    )  # fmt: skip
+
+
+def summary_by_numpy(path: Path) -> list[float]:
+    """Go through all values of the checkpoint at `path` with numpy's own functions; return the norms of the deltas.
+
+    As one would do it with the trick known: ``A.T @ A`` and ``B.T @ B``, block by block, instead of ``B @ A.T``.
+    """
+    norms = []
+    with ggcl_fast.open_checkpoint(path) as opened:
+        a: Any = 0.0
+        for name, row in zip(opened.names, opened.table):
+            offset, nbytes, rank = int(row["offset"]), int(row["nbytes"]), int(row["ne0"])
+            pair = ".lora_" in name
+            step = payload.BLOCK // (4 * rank) * 4 * rank if pair else payload.BLOCK
+            gram: Any = 0.0
+            for start in range(offset, offset + nbytes, step):
+                values = np.frombuffer(read_at(opened.source, start, min(step, offset + nbytes - start)), "<f4")
+                numpy_passes(values)
+                if pair:
+                    rows = values.reshape(-1, rank)
+                    gram = gram + rows.T @ rows
+            if name.endswith(".lora_b"):
+                norms.append(float(np.sqrt(np.sum(a * gram))))
+            a = gram
+    return norms
+
+
+def summary(path: Path) -> ggcl_fast.Summary:
+    """Return the summary of the checkpoint at `path`, by the compiled pass."""
+    with ggcl_fast.open_checkpoint(path) as opened:
+        return opened.summary(engine="numba")
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
     from .conversion import ConversionReport, convert
     from .errors import CheckpointError, NotACheckpointError, SourceChangedError, TruncatedError
+    from .health import Summary
     from .readers import open_checkpoint
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "NotACheckpointError": "errors",
     "Optimizer": "checkpoint",
     "SourceChangedError": "errors",
+    "Summary": "health",
     "Training": "checkpoint",
     "TruncatedError": "errors",
     "convert": "conversion",
@@ -44,8 +46,8 @@ _HOMES = {
 
 __all__ = [
     "Adam", "Checkpoint", "CheckpointError", "ConversionReport", "Job", "JobResult", "Lbfgs", "ModelParameters",
-    "NotACheckpointError", "Optimizer", "SourceChangedError", "Training", "TruncatedError", "__version__", "convert",
-    "convert_many", "open_checkpoint",
+    "NotACheckpointError", "Optimizer", "SourceChangedError", "Summary", "Training", "TruncatedError", "__version__",
+    "convert", "convert_many", "open_checkpoint",
 ]  # fmt: skip
 
 

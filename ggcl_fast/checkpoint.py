@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from .health import Summary
+    from .payload import Progress
     from .sources import Buffer, Source
     from .sweep import Engine
 
@@ -228,6 +230,33 @@ class Checkpoint:
             self._tensors = _Tensors(self.source, self.names, self.table)
             self._tensors.closed = self._closed
         return self._tensors
+
+    def summary(self, *, engine: Engine = "auto", progress: Progress | None = None) -> Summary:
+        """Read all tensors and tell what is inside: values, sizes of the deltas, and whether the training is sound.
+
+        Needs memory for a few blocks of 1 MiB, whatever the size of the file, which is read and never mapped.
+
+        Parameters
+        ----------
+        engine
+            What goes through the values: see `survey.pick_engine`.
+        progress
+            Called now and then with the number of bytes read since its last call.
+
+        Raises
+        ------
+        SourceChangedError
+            The file changed since it was opened.
+        OSError
+            It can no longer be read.
+        ValueError
+            The checkpoint is closed.
+        """
+        from . import health
+
+        if self._closed:
+            raise ValueError(f"{self.source.name}: the checkpoint is closed")
+        return health.summarise(self, engine=engine, progress=progress)
 
     def close(self) -> None:
         """Let go of the source.  Closing twice does nothing."""

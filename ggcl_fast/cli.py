@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import sys
@@ -16,16 +15,24 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from . import __version__, targets
 from .errors import CheckpointError, printable
-from .terminal import Stopped, fail, line_of, options_of, signals_as_exceptions, warn, words_of
+from .terminal import (
+    ENGINES,
+    LONG_WORK,
+    Stopped,
+    fail,
+    leave,
+    line_of,
+    options_of,
+    signals_as_exceptions,
+    warn,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .payload import Progress
 
 __all__ = ["main", "run"]
-
-_LONG_WORK: Final = 64 << 20  # bytes from which on a terminal sees progress
-_ENGINES: Final = ("auto", "numba", "python")  # of sweep.ENGINES, which would bring numpy along for --help
 
 _EXAMPLES: Final = """\
 examples:
@@ -88,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fsync", action="store_true", help="make the result survive a power failure before returning")
     parser.add_argument("--check-finite", action="store_true", help="fail where a tensor has NaN or infinite values")
     parser.add_argument(
-        "--engine", choices=_ENGINES, default="auto", help="what walks the file; auto (the default) takes what pays"
+        "--engine", choices=ENGINES, default="auto", help="what walks the file; auto (the default) takes what pays"
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
@@ -147,19 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Be the process: run the command and leave.
-
-    Half of a small conversion's time is Python's own.  Collecting garbage while gguf is imported takes a tenth of the
-    whole, and taking everything down again at the end a sixth; a process that ends after one file needs neither.
-    """
-    gc.disable()
-    status = main()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # whoever read our output has gone
-        status = status or 1
-    os._exit(status)
+    """Be the process: run the command and leave."""
+    leave(main)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -214,7 +210,7 @@ def _describe(checkpoint: Checkpoint) -> None:
 @contextlib.contextmanager
 def _progress(args: argparse.Namespace, nbytes: int) -> Iterator[Progress | None]:
     """Give a progress bar for long work at a terminal, None otherwise."""
-    if args.quiet or nbytes < _LONG_WORK or not sys.stderr.isatty():
+    if args.quiet or nbytes < LONG_WORK or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm

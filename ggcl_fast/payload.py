@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from .files import LONGEST_GATHER
 from .layout import ALIGNMENT
 from .sources import Source
 
-__all__ = ["BLOCK", "Output", "Progress", "copy_patched", "copy_tensors"]
+__all__ = ["BLOCK", "Output", "Progress", "Stretch", "copy_patched", "copy_tensors", "read_ahead"]
 
 BLOCK: Final = 1 << 20
 """Bytes of a block; more falls out of cache, less costs calls."""
@@ -38,6 +38,21 @@ class Output(Protocol):
 
     def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
         """Append `pieces`, at most `files.LONGEST_GATHER` of them."""
+
+
+class Stretch(Protocol):
+    """Bytes of a source that are read in one go, at most `BLOCK` of them."""
+
+    @property
+    def start(self) -> int:
+        """Offset of the first."""
+
+    @property
+    def stop(self) -> int:
+        """Offset behind the last."""
+
+
+_S = TypeVar("_S", bound=Stretch)
 
 
 class _Block(NamedTuple):
@@ -74,7 +89,7 @@ def copy_tensors(
         _copy_from_memory(source.memory, offsets, sizes, output, head, progress)
         return
     output.writev([head])
-    for block, view, release in _read_ahead(source, _blocks(offsets.tolist(), sizes.tolist())):
+    for block, view, release in read_ahead(source, _blocks(offsets.tolist(), sizes.tolist())):
         output.writev(_pieces(view, block.cuts))
         release()
         if progress is not None:
@@ -108,7 +123,7 @@ def copy_patched(
     stop = source.size if stop is None else stop
     blocks = (_Block(at, min(at + BLOCK, stop), []) for at in range(start, stop, BLOCK))
     first = 0
-    for block, view, release in _read_ahead(source, blocks):
+    for block, view, release in read_ahead(source, blocks):
         while first < len(patches) and patches[first][0] + len(patches[first][1]) <= block.start:
             first += 1
         for offset, data in patches[first:]:
@@ -168,10 +183,14 @@ def _blocks(offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[_Block]:
         yield _Block(start, stop, cuts)
 
 
-def _read_ahead(source: Source, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, memoryview, Callable[[], object]]]:
-    """Yield each block with its bytes, read by a thread of its own, and a function that gives the bytes back."""
+def read_ahead(source: Source, blocks: Iterator[_S]) -> Iterator[tuple[_S, memoryview, Callable[[], object]]]:
+    """Yield each block with its bytes, read by a thread of its own, and a function that gives the bytes back.
+
+    The bytes are at the start of a memoryview of `BLOCK` bytes, of which a few take turns, so memory stays small.
+    What goes wrong in the thread is raised here; the thread has ended when the iterator has.
+    """
     free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
-    full: queue.SimpleQueue[tuple[_Block, memoryview] | BaseException | None] = queue.SimpleQueue()
+    full: queue.SimpleQueue[tuple[_S, memoryview] | BaseException | None] = queue.SimpleQueue()
     for _ in range(_AHEAD):
         free.put(memoryview(bytearray(BLOCK)))
 

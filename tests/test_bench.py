@@ -10,7 +10,7 @@ from bench import __main__ as report
 from bench import contenders
 from bench.comparisons import COMPARISONS, Comparison, Sizes
 from bench.measure import measure
-from ggcl_fast import convert, open_checkpoint
+from ggcl_fast import convert, open_checkpoint, survey
 
 TINY = Sizes(large=5_000_000, small=100_000, n_files=2, n_tensors=200, rounds_large=1, rounds_small=1)
 
@@ -35,6 +35,17 @@ def test_contenders_do_the_same_work(tmp_path: Path) -> None:
     over.jitted()()
     assert len(over.table) == 582
     assert contenders.struct_reader(over.data, over.planned) == over.table.tolist()
+
+
+def test_contenders_see_the_same_values(tmp_path: Path) -> None:
+    path = contenders.checkpoint(tmp_path, contenders.SHAPES["7B"], 5_000_000)
+    look = survey.compiled().survey
+    for block in contenders.blocks(path, 3_000_000):
+        found, theirs = look(block), contenders.numpy_passes(block)
+        assert (found.n_nan, found.n_inf, found.lowest, found.highest) == theirs[:4]
+        assert found.squares == pytest.approx(theirs[4], rel=1e-5)
+    norms = [pair.norm for pair in contenders.summary(path).pairs]
+    assert contenders.summary_by_numpy(path) == pytest.approx(norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("nbytes", [1_000_000, 2_000_000, 200_000_000])

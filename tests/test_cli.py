@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ggcl_fast
-from ggcl_fast import cli
+from ggcl_fast import terminal
 from ggcl_fast.cli import main
 from ggcl_fast.sweep import ENGINES
 from ggcl_fast.testing import SHAPE_7B, Shape, write_checkpoint
@@ -130,7 +130,7 @@ def test_help_has_examples_and_version_the_version(capsys: pytest.CaptureFixture
 
 
 def test_engines_are_those_of_the_sweep() -> None:
-    assert cli._ENGINES == ENGINES
+    assert terminal.ENGINES == ENGINES
 
 
 def test_quiet_prints_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
