@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from . import __version__
 from .errors import CheckpointError, printable
-from .terminal import ENGINES, LONG_WORK, Stopped, fail, leave, signals_as_exceptions
+from .terminal import ENGINES, LONG_WORK, Stopped, fail, leave, signals_as_exceptions, words_of
 
 if TYPE_CHECKING:
     from .health import Summary

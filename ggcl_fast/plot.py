@@ -41,11 +41,11 @@ _DPI: Final = 120
 
 
 def check() -> None:
-    """Raise `ImportError`, saying what to install, where matplotlib is missing."""
+    """Raise `ModuleNotFoundError`, saying what to install, where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'ggcl_fast[plot]'") from error
+        raise ModuleNotFoundError("pictures need matplotlib: pip install 'ggcl_fast[plot]'") from error
     del matplotlib
 
 

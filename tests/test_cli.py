@@ -88,7 +88,9 @@ def test_notes_say_what_was_left_out_unless_quiet(out: Path, capsys: pytest.Capt
     assert main(["--to", "adapter", TRAINED, str(out)]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{out}: written, 32 tensors, 54,560 bytes, adapter, 0.")
-    assert captured.err.startswith("ggcl-fast: note: left out: 5 norm deltas (at most 2.05, RMS 0.658, beside")
+    assert captured.err.startswith(
+        f"ggcl-fast: note: {TRAINED}: left out: 5 norm deltas (at most 2.05, RMS 0.658, beside"
+    )
     assert main(["-q", "-f", "--to", "adapter", TRAINED, str(out)]) == 0
     assert capsys.readouterr() == ("", "")
 
