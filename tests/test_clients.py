@@ -111,6 +111,22 @@ def test_llama_cpp_loads_shorter_floats(outtype: str, tolerance: float, made: Pa
     assert distance(whole, llama_cpp(made / "patched.gguf", made / f"{outtype}.gguf")) < tolerance
 
 
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("checkpoint", "adapter"), [("trained.ggcl", "trained.ggla"), ("finetune-v1.gguf", "finetune-v1.ggla")]
+)
+def test_a_checkpoint_and_the_adapter_beside_it_behave_alike(checkpoint: str, adapter: str, tmp_path: Path) -> None:
+    found = []
+    for name in (checkpoint, adapter):
+        out = tmp_path / f"{name}.lora.gguf"
+        report = ggcl_fast.convert(DATA / name, out, to="adapter", base=BASE)
+        found.append((llama_cpp(BASE, out), llama_cpp(Path(report.extra_outputs[0]), out)))
+    (alone, whole), (other_alone, other_whole) = found
+    assert distance(alone, other_alone) < 1e-3
+    assert distance(whole, other_whole) < 1e-3
+    assert distance(alone, whole) > 0.1  # the norms matter
+
+
 def requantized(folder: Path, kind: Type) -> tuple[Path, Path]:
     """base.gguf in the type `kind`, and a base of the values that this has, in F32."""
     model = Model(n_head=4, n_head_kv=4, head_dim=16, n_ff=192, kind=kind)
@@ -130,9 +146,6 @@ def test_quantized_bases_stay_what_they_are(kind: Type, merged_tolerance: float,
     true = llama_cpp(tmp_path / "true.gguf")
     with_adapter = llama_cpp(tmp_path / "base-a.gguf", tmp_path / "a.gguf")
     merged = llama_cpp(tmp_path / "merged.gguf")
-    print(
-        "Q", kind.name, true[112], with_adapter[112], merged[112], distance(true, with_adapter), distance(true, merged)
-    )
     assert distance(true, with_adapter) < 0.1
     assert distance(true, merged) < merged_tolerance
 
