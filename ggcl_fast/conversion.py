@@ -295,9 +295,7 @@ def _write(
 
 def _write_folder(sources: Sequence[Source], plan: Plan, path: str, place: _Place, progress: Progress | None) -> int:
     """Write the files of `plan` into a new folder `path`, and return how many bytes they have."""
-    if place.parents:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    with OutputFolder(path, fsync=place.fsync) as folder:
+    with OutputFolder(path, fsync=place.fsync, parents=place.parents) as folder:
         for file in plan.files:
             with folder.file(file.name) as output:
                 _fill(sources, output, file, progress)

@@ -15,7 +15,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 
 from .sources import Source, StrPath
 
@@ -72,7 +72,96 @@ def check_target(source: Source, target: StrPath, *, force: bool, parents: bool 
     return path
 
 
-class OutputFile:
+class _Output:
+    """What a file and a folder have in common: a temporary one with a lock, which takes the place of the target."""
+
+    _fd = -1
+    _part = ""
+
+    def __init__(self, path: str, *, fsync: bool = False, parents: bool = False) -> None:
+        self.path = path
+        self.nbytes = 0
+        """Bytes written so far."""
+        self._fsync = fsync
+        self._parents = parents
+
+    def __enter__(self: _T) -> _T:
+        try:
+            with self._naming_the_target():
+                self._create()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                with self._naming_the_target():
+                    self._commit()
+        finally:
+            self._discard()
+
+    def __del__(self) -> None:
+        if self._part:  # an interrupt came on the threshold of the block: neither in it nor out of it
+            self._discard()
+
+    @contextlib.contextmanager
+    def _naming_the_target(self) -> Iterator[None]:
+        """Make an `OSError` tell of the target: the user knows nothing of a temporary name."""
+        try:
+            yield
+        except OSError as error:
+            error.filename, error.filename2 = self.path, None
+            raise
+
+    def _create(self) -> None:
+        """Make the temporary one and lock it, in the place of a leftover where there is one."""
+        folder, name = os.path.split(self.path)
+        if self._parents:
+            os.makedirs(folder, exist_ok=True)
+        short = os.fsdecode(os.fsencode(name)[:200])  # names end at 255 bytes on common file systems
+        for number in itertools.count():
+            self._part = os.path.join(folder, f".{short}.{number}{_SUFFIX}")
+            while True:
+                try:
+                    self._make()
+                except FileExistsError:
+                    if not self._reclaim():
+                        break  # somebody is writing it: take the next number
+                    continue
+                if self._fd < 0 or (_lock(self._fd) is not False and _is_linked(self._fd, self._part)):
+                    return
+                self._close()  # another run took it for a leftover before it was locked
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _make(self) -> None:
+        """Make `_part` and open it; `FileExistsError` where it is there."""
+        raise NotImplementedError
+
+    def _reclaim(self) -> bool:
+        """Remove `_part` if nobody writes it; false where somebody does, or it is not ours to remove."""
+        raise NotImplementedError
+
+    def _commit(self) -> None:
+        """Let it take the target's place."""
+        raise NotImplementedError
+
+    def _discard(self) -> None:
+        """Remove what is still temporary.  Can be called again at any point."""
+        raise NotImplementedError
+
+
+_T = TypeVar("_T", bound=_Output)
+
+
+class OutputFile(_Output):
     """A file that comes into being when its ``with`` block ends well, and leaves nothing behind when it does not.
 
     Parameters
@@ -85,52 +174,13 @@ class OutputFile:
         Make the folders above it where they are missing.
     """
 
-    _fd = -1
-    _part = ""
+    _reserved = 0
 
-    def __init__(self, path: str, *, fsync: bool = False, parents: bool = False) -> None:
-        self.path = path
-        self.nbytes = 0
-        """Bytes written so far."""
-        self._fsync = fsync
-        self._parents = parents
-        self._reserved = 0
+    def _make(self) -> None:
+        self._fd = os.open(self._part, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
 
-    def __enter__(self) -> OutputFile:
-        try:
-            with self._naming_the_target():
-                self._create()
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    @contextlib.contextmanager
-    def _naming_the_target(self) -> Iterator[None]:
-        """Make an `OSError` tell of the target: the user knows nothing of a temporary name."""
-        try:
-            yield
-        except OSError as error:
-            error.filename, error.filename2 = self.path, None
-            raise
-
-    def _create(self) -> None:
-        folder, name = os.path.split(self.path)
-        if self._parents:
-            os.makedirs(folder, exist_ok=True)
-        short = os.fsdecode(os.fsencode(name)[:200])  # names end at 255 bytes on common file systems
-        for number in itertools.count():
-            self._part = os.path.join(folder, f".{short}.{number}{_SUFFIX}")
-            while True:
-                try:
-                    self._fd = os.open(self._part, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
-                except FileExistsError:
-                    if not _remove_abandoned(self._part):
-                        break  # somebody is writing it: take the next number
-                    continue
-                if _lock(self._fd) is not False and _is_linked(self._fd, self._part):
-                    return
-                self._close()  # another run took it for a leftover before it was locked
+    def _reclaim(self) -> bool:
+        return _remove_abandoned(self._part)
 
     def preallocate(self, nbytes: int) -> None:
         """Reserve `nbytes`, so that a full disk shows before the work and the blocks lie together; where supported."""
@@ -166,16 +216,6 @@ class OutputFile:
                     raise OSError(errno.EIO, "Nothing could be written")
                 rest = rest[n:]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                with self._naming_the_target():
-                    self._commit()
-        finally:
-            self._discard()
-
     def _commit(self) -> None:
         self._finish()
         self._place()
@@ -208,7 +248,6 @@ class OutputFile:
             os.replace(self._part, self.path)
 
     def _discard(self) -> None:
-        """Remove the temporary file if it is still there and ours, and close it.  Can be called again at any point."""
         try:
             if self._fd < 0:
                 # An interrupt may have come between the file's creation and our knowing of it.
@@ -221,15 +260,6 @@ class OutputFile:
             if fcntl is None and self._part:
                 _remove_abandoned(self._part)
         self._part = ""
-
-    def __del__(self) -> None:
-        if self._part:  # an interrupt came on the threshold of the block: neither in it nor out of it
-            self._discard()
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
 
 
 class OutputFiles:
@@ -325,7 +355,7 @@ def check_folder(sources: Sequence[Source], target: StrPath, names: Sequence[str
     return path
 
 
-class OutputFolder:
+class OutputFolder(_Output):
     """A folder of files that comes into being when its ``with`` block ends well, and leaves nothing when it does not.
 
     It is filled under a temporary name beside the target, ``.<name>.<n>.ggcl_fast-part``, with a lock as `OutputFile`
@@ -341,32 +371,15 @@ class OutputFolder:
         Make the folders above them where they are missing.
     """
 
-    _fd = -1
-    _part = ""
     _aside = ""
 
-    def __init__(self, path: str, *, fsync: bool = False) -> None:
-        self.path = path
-        self.nbytes = 0
-        """Bytes written so far, of the files that are complete."""
-        self._fsync = fsync
+    def _make(self) -> None:
+        os.mkdir(self._part)
+        if fcntl is not None:
+            self._fd = os.open(self._part, _FOLDER_FLAGS)
 
-    def __enter__(self) -> OutputFolder:
-        try:
-            with self._naming_the_target():
-                self._create()
-        except BaseException:
-            self._discard()
-            raise
-        return self
-
-    @contextlib.contextmanager
-    def _naming_the_target(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename, error.filename2 = self.path, None
-            raise
+    def _reclaim(self) -> bool:
+        return _remove_abandoned_folder(self._part)
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[OutputFile]:
@@ -380,35 +393,6 @@ class OutputFolder:
                 error.filename = os.path.join(self.path, name)
             raise
         self.nbytes += output.nbytes
-
-    def _create(self) -> None:
-        folder, name = os.path.split(self.path)
-        short = os.fsdecode(os.fsencode(name)[:200])
-        for number in itertools.count():
-            self._part = os.path.join(folder, f".{short}.{number}{_SUFFIX}")
-            while True:
-                try:
-                    os.mkdir(self._part)
-                except FileExistsError:
-                    if not _remove_abandoned_folder(self._part):
-                        break  # somebody is writing it: take the next number
-                    continue
-                if fcntl is None:
-                    return
-                self._fd = os.open(self._part, _FOLDER_FLAGS)
-                if _lock(self._fd) is not False and _is_linked(self._fd, self._part):
-                    return
-                self._close()  # another run took it for a leftover before it was locked
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                with self._naming_the_target():
-                    self._commit()
-        finally:
-            self._discard()
 
     def _commit(self) -> None:
         if self._fsync and self._fd >= 0:
@@ -426,8 +410,7 @@ class OutputFolder:
                 os.close(folder)
 
     def _discard(self) -> None:
-        """Remove what is still temporary, and put an old folder back where no new one took its place."""
-        try:
+        try:  # an old folder goes back where no new one took its place
             if self._aside and os.path.isdir(self._aside):
                 if os.path.lexists(self.path):
                     shutil.rmtree(self._aside)
@@ -441,15 +424,6 @@ class OutputFolder:
         finally:
             self._close()
         self._part = self._aside = ""
-
-    def __del__(self) -> None:
-        if self._part:
-            self._discard()
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
 
 
 def _remove_abandoned_folder(path: str) -> bool:

@@ -203,7 +203,7 @@ def test_tensors_may_stand_in_any_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert converted(other) == converted(SOUND) == SOUND
     monkeypatch.setattr(sources, "SMALL", -1)  # copied block by block
     (tmp_path / "other.gguf").write_bytes(other)
-    ggcl_fast.convert(tmp_path / "other.gguf", tmp_path / "out.gguf", check_finite=True)
+    ggcl_fast.convert(tmp_path / "other.gguf", tmp_path / "out.gguf", to="checkpoint", check_finite=True)
     assert (tmp_path / "out.gguf").read_bytes() == SOUND
 
 
@@ -312,9 +312,9 @@ def test_what_version_0_has_no_place_for_is_not_written(
     target = tmp_path / "out.gguf"
     for dry_run in (False, True):
         with pytest.raises(CheckpointError) as caught:
-            ggcl_fast.convert(DATA / fixture, target, dry_run=dry_run)
+            ggcl_fast.convert(DATA / fixture, target, to="checkpoint", dry_run=dry_run)
         assert str(caught.value) == f"{DATA / fixture}: {problem}"
-    assert cli.main([str(DATA / fixture), str(target), "--verbose"]) == 1
+    assert cli.main([str(DATA / fixture), str(target), "--to", "checkpoint", "--verbose"]) == 1
     assert capsys.readouterr().err.endswith(f"ggcl-fast: error: {DATA / fixture}: {problem}\n")
     assert list(tmp_path.iterdir()) == []
 
