@@ -241,14 +241,15 @@ def _outputs(sources: Sequence[Source], names: Sequence[StrPath], place: _Place)
 
     Only one that is alone can be a URL: stores have nothing that makes two objects appear together.
     """
+    urls = [str(name) for name in names if is_url(name)]
+    if urls and len(names) > 1:
+        raise OSError(errno.EOPNOTSUPP, _LOCAL, public_name(urls[0]))
+    if urls:
+        from .remote import RemoteOutput
+
+        return [RemoteOutput(urls[0], sources[0], force=place.force)]
     outputs: list[OutputFile | RemoteOutput] = []
     for name in names:
-        if is_url(name):
-            if len(names) > 1:
-                raise OSError(errno.EOPNOTSUPP, _LOCAL, public_name(str(name)))
-            from .remote import RemoteOutput
-
-            return [RemoteOutput(str(name), sources[0], force=place.force)]
         for source in sources:
             path = check_target(source, name, force=place.force, parents=place.parents)
         if path in (output.path for output in outputs):

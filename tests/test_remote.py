@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import ggcl_fast
-from ggcl_fast import SourceChangedError, TruncatedError
+from ggcl_fast import SourceChangedError, TruncatedError, info
 from ggcl_fast.cli import main
 from ggcl_fast.remote import RemoteOutput, SourceRemote
 from ggcl_fast.sources import public_name
@@ -317,3 +317,26 @@ def test_what_fsspec_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
     with pytest.raises(OSError, match=r"pip install 'ggcl_fast\[remote\]'"):
         SourceRemote("s3://bucket/x")
+
+
+def test_adapters_go_to_stores_and_what_comes_in_pieces_does_not() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for name in ("trained.ggla", "base.gguf"):
+        memory.pipe(f"/{name}", (DATA / name).read_bytes())
+    report = ggcl_fast.convert("memory://trained.ggla", "memory://lora.gguf", to="adapter")
+    assert memory.cat("/lora.gguf")[:4] == b"GGUF"
+    assert (report.to, report.target_bytes) == ("adapter", memory.size("/lora.gguf"))
+    ggcl_fast.convert("memory://trained.ggla", "memory://merged.gguf", to="merged", base="memory://base.gguf")
+    assert memory.size("/merged.gguf") == memory.size("/base.gguf")
+    before = set(memory.store)
+    for target, to in (("memory://other.gguf", "adapter"), ("memory://folder", "peft")):
+        with pytest.raises(OSError, match="files on a local disk"):
+            ggcl_fast.convert(DATA / "trained.ggcl", target, to=to, base=DATA / "base.gguf")
+    assert set(memory.store) == before
+
+
+def test_what_is_inside_objects_can_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    fsspec.filesystem("memory").pipe("/trained.ggcl", (DATA / "trained.ggcl").read_bytes())
+    assert info.main(["memory://trained.ggcl", "--no-tensors"]) == 0
+    assert "healthy" in capsys.readouterr().out
