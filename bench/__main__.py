@@ -72,7 +72,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         if one.name not in found:
             continue
         result = found[one.name]
-        target = "" if one.target is None else f"at most {one.target:g} {one.unit}"
+        target = "" if one.target is None else f"at most {one.target:.3g} {one.unit}"
         verdict = "" if one.target is None else "met" if met(one, result) else "missed"
         number = f"{result['result']:.1f}" if one.unit == "MB" else f"{result['result']:.3g}"
         rows.append(f"| {one.group} | {one.ours} | {one.theirs} | {number} {one.unit} | {target} | {verdict} |")
