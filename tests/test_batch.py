@@ -125,7 +125,7 @@ def test_mpi_is_an_executor_too(folder: Path, expected: dict[str, bytes], tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     command = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", str(tmp_path / "script.py"), folder, out]
-    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=120)
     rows = dict(line.split() for line in done.stdout.splitlines())
     assert len(rows) == N_FILES
     assert {name for name, kind in rows.items() if kind == "TruncatedError"} == {f"{i}.ggcl" for i in BAD}
@@ -210,7 +210,7 @@ def test_a_pool_that_breaks_is_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     command = [sys.executable, str(script), str(DATA / "adam.ggcl"), str(out)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     n_results, n_failed = map(int, done.stdout.split())
     assert n_results == 40
     assert 1 <= n_failed <= 9
@@ -350,7 +350,7 @@ def test_a_stopped_batch_leaves_whole_files_and_goes_on(number: signal.Signals, 
             assert [path.name for path in out.iterdir() if not path.name.endswith(".gguf")] == []
             assert "converted" in said
             assert "Traceback" not in said
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert sorted(path.name for path in out.glob("*.gguf")) == sorted(f"{i}.gguf" for i in range(16))
     size = (out / "0.gguf").stat().st_size
     assert {path.stat().st_size for path in out.glob("*.gguf")} == {size}
