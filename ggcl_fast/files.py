@@ -28,6 +28,7 @@ __all__ = ["LONGEST_GATHER", "OutputFile", "OutputFiles", "OutputFolder", "check
 
 LONGEST_GATHER: Final = 1024  # pieces that one os.writev takes on Linux and macOS
 _SUFFIX: Final = ".ggcl_fast-part"
+_OLD: Final = "-old"  # behind it, for a folder that is set aside
 _FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 )  # fmt: skip
@@ -373,6 +374,24 @@ class OutputFolder(_Output):
 
     _aside = ""
 
+    def _create(self) -> None:
+        super()._create()
+        self._aside = self._part + _OLD
+        if os.path.isdir(self._aside) and not os.path.lexists(self.path):  # a process was killed between two renames
+            self._settle_old()
+            raise FileExistsError(
+                errno.EEXIST, "The folder that a killed run had set aside is back; look, then try again"
+            )
+        self._settle_old()
+
+    def _settle_old(self) -> None:
+        """Put an old folder back where no new one took its place, and remove it where one did."""
+        if self._aside and os.path.isdir(self._aside):
+            if os.path.lexists(self.path):
+                shutil.rmtree(self._aside)
+            else:
+                os.rename(self._aside, self.path)
+
     def _make(self) -> None:
         os.mkdir(self._part)
         if fcntl is not None:
@@ -399,7 +418,7 @@ class OutputFolder(_Output):
             os.fsync(self._fd)
         if os.path.isdir(self.path):
             # No system call at hand exchanges two folders; the old one is out of its place for this moment.
-            self._aside = self._part + "-old"
+            self._aside = self._part + _OLD
             os.rename(self.path, self._aside)
         os.rename(self._part, self.path)
         if self._fsync and fcntl is not None:
@@ -410,12 +429,8 @@ class OutputFolder(_Output):
                 os.close(folder)
 
     def _discard(self) -> None:
-        try:  # an old folder goes back where no new one took its place
-            if self._aside and os.path.isdir(self._aside):
-                if os.path.lexists(self.path):
-                    shutil.rmtree(self._aside)
-                else:
-                    os.rename(self._aside, self.path)
+        try:
+            self._settle_old()
             if self._fd >= 0:
                 if _is_linked(self._fd, self._part):
                     shutil.rmtree(self._part)

@@ -251,3 +251,17 @@ def test_signals_leave_no_temporary_file(to: str, number: int, tmp_path: Path) -
     _, said = process.communicate()
     assert process.returncode in (0, 128 + number), said
     assert tree(out) == (FILES[to] if process.returncode == 0 else set())
+
+
+def test_a_folder_that_a_killed_process_had_set_aside_comes_back(tmp_path: Path) -> None:
+    make_old(tmp_path, "peft")
+    before = contents(tmp_path)
+    (tmp_path / "out").rename(tmp_path / ".out.0.ggcl_fast-part-old")
+    shutil.copytree(tmp_path / ".out.0.ggcl_fast-part-old", tmp_path / ".out.0.ggcl_fast-part")
+    with pytest.raises(FileExistsError, match="is back"):
+        convert(tmp_path, "peft")
+    assert contents(tmp_path) == before
+    (tmp_path / ".out.0.ggcl_fast-part-old").mkdir()  # killed after the second rename
+    convert(tmp_path, "peft", force=True)
+    assert tree(tmp_path) == FILES["peft"]
+    assert OLD not in contents(tmp_path).values()
