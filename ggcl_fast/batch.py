@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
     from .conversion import ConversionReport
 
-__all__ = ["Job", "JobResult", "Status", "convert_many", "n_cpus", "process_pool"]
+__all__ = ["CHUNK", "Job", "JobResult", "Status", "convert_many", "n_cpus", "process_pool"]
 
 Status = Literal["converted", "skipped", "failed"]
-_CHUNK: Final = 8  # jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB
+CHUNK: Final = 8
+"""Jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB."""
 
 
 _GRACE: Final = 1.0  # seconds for a worker to undo what it has begun
@@ -60,7 +61,7 @@ def convert_many(
     workers: int | None = None,
     on_error: Literal["return", "raise"] = "return",
     window: int | None = None,
-    chunk: int = _CHUNK,
+    chunk: int = CHUNK,
     skip_existing: bool = False,
     **options: Any,
 ) -> Iterator[JobResult]:

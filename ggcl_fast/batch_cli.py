@@ -17,7 +17,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final
 
 from . import targets
-from .batch import Job, JobResult, convert_many, n_cpus
+from .batch import CHUNK, Job, JobResult, convert_many, n_cpus
 from .discovery import Found, find_jobs
 from .errors import CheckpointError, printable
 from .sources import is_url
@@ -26,7 +26,6 @@ from .terminal import Stopped, fail, line_of, options_of, warn, words_of
 __all__ = ["run_many"]
 
 _LARGE: Final = 16 << 20  # bytes from which on each job is sent by itself
-_CHUNK: Final = 8
 
 
 def run_many(args: Namespace) -> int:
@@ -63,7 +62,7 @@ def run_many(args: Namespace) -> int:
                     show(result)
             for result in convert_many(
                 jobs, executor=executor, workers=n_workers, chunk=_chunk(found, n_workers),
-                window=16 * _CHUNK * n_workers, **options,
+                window=16 * CHUNK * n_workers, **options,
             ):  # fmt: skip
                 counts[result.status] += 1
                 show(result)
@@ -98,7 +97,7 @@ def _sift(jobs: list[Job], args: Namespace) -> tuple[list[Job], list[JobResult]]
 
 def _chunk(found: Found, n_workers: int) -> int:
     large = sum(found.sizes) > _LARGE * len(found.sizes)
-    return 1 if large else max(1, min(_CHUNK, len(found.jobs) // (4 * n_workers)))
+    return 1 if large else max(1, min(CHUNK, len(found.jobs) // (4 * n_workers)))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -442,25 +442,11 @@ class OutputFolder(_Output):
 
 
 def _remove_abandoned_folder(path: str) -> bool:
-    """Remove the temporary folder `path` if nobody writes it; false where somebody does, or it is not ours."""
+    """Do for a temporary folder what `_remove_abandoned` does for a file."""
     if fcntl is None:
         shutil.rmtree(path, ignore_errors=True)
         return not os.path.lexists(path)
-    try:
-        fd = os.open(path, _FOLDER_FLAGS)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    try:
-        abandoned = _lock(fd) is True
-        if abandoned and _is_linked(fd, path):
-            shutil.rmtree(path)
-        return abandoned
-    except PermissionError:
-        return False
-    finally:
-        os.close(fd)
+    return _remove_unlocked(path, _FOLDER_FLAGS, shutil.rmtree)
 
 
 def _lock(fd: int) -> bool | None:
@@ -493,8 +479,13 @@ def _remove_abandoned(path: str) -> bool:
             except PermissionError:
                 return False
         return True
+    return _remove_unlocked(path, _FLAGS, os.unlink)
+
+
+def _remove_unlocked(path: str, flags: int, remove: Callable[[str], object]) -> bool:
+    """Open `path` with `flags` and remove it if nobody has its lock; returns as `_remove_abandoned` does."""
     try:
-        fd = os.open(path, _FLAGS)
+        fd = os.open(path, flags)
     except FileNotFoundError:
         return True
     except OSError:
@@ -502,7 +493,7 @@ def _remove_abandoned(path: str) -> bool:
     try:
         abandoned = _lock(fd) is True
         if abandoned and _is_linked(fd, path):
-            os.unlink(path)
+            remove(path)
         return abandoned
     except PermissionError:
         return False
