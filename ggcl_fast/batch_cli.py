@@ -39,9 +39,9 @@ def run_many(args: Namespace) -> int:
         return fail(f"{printable(args.target, longest=4096)}: Not a folder")
     begin = time.perf_counter()
     if args.dask:  # whose workers are in other folders
-        args.sources = [path if is_url(path) else os.path.abspath(path) for path in args.sources]
-        args.base = os.path.abspath(args.base) if args.base and not is_url(args.base) else args.base
-        args.target = args.target if is_url(args.target) else os.path.abspath(args.target)
+        args.sources = list(map(_absolute, args.sources))
+        args.base = _absolute(args.base) if args.base else args.base
+        args.target = _absolute(args.target)
     if args.base_out is not None:
         return fail("--base-out is for one file; several have theirs beside their adapters")
     suffix = "" if args.to is not None and targets.TARGETS[args.to].folder else ".gguf"
@@ -52,18 +52,15 @@ def run_many(args: Namespace) -> int:
     counts: Counter[str] = Counter()
     try:
         with _executor(args, len(found.jobs)) as (executor, n_workers), _display(args, found) as show:
-            jobs = found.jobs
+            jobs, answered = found.jobs, list[JobResult]()
             if args.dask and not args.force:
                 # A cluster does a task again whose result it lost: it must not stumble over its own output.
                 jobs, answered = _sift(jobs, args)
                 options["force"] = True
-                for result in answered:
-                    counts[result.status] += 1
-                    show(result)
-            for result in convert_many(
+            for result in itertools.chain(answered, convert_many(
                 jobs, executor=executor, workers=n_workers, chunk=_chunk(found, n_workers),
                 window=16 * CHUNK * n_workers, **options,
-            ):  # fmt: skip
+            )):  # fmt: skip
                 counts[result.status] += 1
                 show(result)
                 if args.fail_fast and result.status == "failed":
@@ -74,6 +71,10 @@ def run_many(args: Namespace) -> int:
     if not args.quiet:
         print(f"ggcl-fast: {_summary(counts, found, begin)}", file=sys.stderr)
     return 1 if counts["failed"] else 0
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
 
 
 def _sift(jobs: list[Job], args: Namespace) -> tuple[list[Job], list[JobResult]]:

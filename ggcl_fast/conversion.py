@@ -152,8 +152,7 @@ def convert(
     ------
     CheckpointError
         The source is not a sound checkpoint, or not one with `ff`, or changed while it was read, or holds less or more
-        than the target can; or the base model is
-        not sound, or not the one that it was trained on.
+        than the target can; or the base model is not sound, or not the one that it was trained on.
     FileExistsError
         There is a target and `force` is false.
     ModuleNotFoundError
