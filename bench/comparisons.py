@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 import ggcl_fast
-from ggcl_fast import survey
-from ggcl_fast.batch import process_pool
+from ggcl_fast.batch.pool import process_pool
+from ggcl_fast.inspection import survey
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import contenders as c
@@ -94,7 +94,7 @@ def _per_tensor(_: Path, sizes: Sizes) -> Pair:
 
         def run() -> None:
             for _ in range(n_repeats):
-                ggcl_fast.Checkpoint.from_buffer(data, engine="numba")
+                ggcl_fast.open_checkpoint(data, engine="numba")
 
         return run, n_repeats * (6 + 18 * n_layer)
 
@@ -114,7 +114,7 @@ def _small(theirs: Callable[[Path, Path], object]) -> Callable[[Path, Sizes], Pa
 
 def _small_plain(folder: Path, sizes: Sizes) -> Pair:
     source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.small), folder / "out.gguf"
-    opened = ggcl_fast.Checkpoint.from_buffer(source.read_bytes())
+    opened = ggcl_fast.open_checkpoint(source.read_bytes())
     return Pair(lambda: ggcl_fast.convert(opened, out), lambda: c.write_plainly(opened, out), [out])
 
 

@@ -18,9 +18,12 @@ import gguf
 import numpy as np
 
 import ggcl_fast
-from ggcl_fast import layout, payload, readers, sweep
-from ggcl_fast.schema import schemas
-from ggcl_fast.sources import SourceBuffer, read_at
+from ggcl_fast import readers
+from ggcl_fast.formats import layout
+from ggcl_fast.formats.schema import schemas
+from ggcl_fast.readers import engine
+from ggcl_fast.storage import copying
+from ggcl_fast.storage.sources import SourceBuffer, read_at
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import SHAPE_7B, SHAPE_13B, Shape, write_checkpoint
 
@@ -80,7 +83,7 @@ def discard(*paths: Path) -> None:
 def plain_gguf_writer(source: Path, target: Path) -> None:
     """Convert in the way of the old script: memory map, `GGUFWriter.add_tensor`, `tofile`."""
     mapped = np.memmap(source, np.uint8, "r")
-    with ggcl_fast.Checkpoint.from_buffer(mapped) as opened:
+    with ggcl_fast.open_checkpoint(mapped) as opened:
         write_plainly(opened, target)
 
 
@@ -139,14 +142,14 @@ class Pass:
         opened = readers.read(SourceBuffer(data))
         p = opened.parameters
         (lora,) = schemas(p.n_layer)
-        plan = lora.plan(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})
+        plan = lora.expected(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})
         table = opened.table[: len(plan)]
         planned = list(zip(map(str.encode, lora.source_names), table["ne0"].tolist(), table["ne1"].tolist()))
         return cls(data, plan, lora.name_words, np.zeros(len(plan), layout.TENSOR), planned)
 
     def jitted(self) -> Run:
         """Return the compiled pass over the whole file."""
-        kernel = sweep.compiled()
+        kernel = engine.compiled()
         words = np.frombuffer(self.data, "<u4", len(self.data) // 4)
         size = len(self.data)
         return lambda: kernel(words, 0, size, self.plan, self.names, self.table, 0, 92, 0, 0)
@@ -165,7 +168,7 @@ def blocks(path: Path, nbytes: int) -> list[Any]:
         tensors = sorted(opened.tensors.values(), key=lambda tensor: -tensor.size)
         flat = np.concatenate([tensor.ravel() for tensor in tensors[:2]])[: nbytes // 4]
     flat.flags.writeable = False
-    return [flat[first : first + payload.BLOCK // 4] for first in range(0, flat.size, payload.BLOCK // 4)]
+    return [flat[first : first + copying.BLOCK // 4] for first in range(0, flat.size, copying.BLOCK // 4)]
 
 
 def numpy_passes(values: Any) -> tuple[int, int, float, float, float]:
@@ -187,7 +190,7 @@ def summary_by_numpy(path: Path) -> list[float]:
         for name, row in zip(opened.names, opened.table):
             offset, nbytes, rank = int(row["offset"]), int(row["nbytes"]), int(row["ne0"])
             pair = ".lora_" in name
-            step = payload.BLOCK // (4 * rank) * 4 * rank if pair else payload.BLOCK
+            step = copying.BLOCK // (4 * rank) * 4 * rank if pair else copying.BLOCK
             gram: Any = 0.0
             for start in range(offset, offset + nbytes, step):
                 values = np.frombuffer(read_at(opened.source, start, min(step, offset + nbytes - start)), "<f4")
@@ -204,7 +207,7 @@ def summary_by_numpy(path: Path) -> list[float]:
 def summary(path: Path) -> ggcl_fast.Summary:
     """Return the summary of the checkpoint at `path`, by the compiled pass."""
     with ggcl_fast.open_checkpoint(path) as opened:
-        return opened.summary(engine="numba")
+        return ggcl_fast.summarise(opened, engine="numba")
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -249,7 +252,7 @@ print(peak)"""
 
 def warm(_: int) -> None:
     """Make a worker ready: modules imported, the pass compiled."""
-    sweep.compiled()
+    engine.compiled()
 
 
 def convert_one(source: Path, target: Path) -> int:

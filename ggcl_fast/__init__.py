@@ -15,11 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import Job, JobResult, convert_many
+    from .batch.jobs import Job, JobResult
+    from .batch.stream import convert_many
     from .checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
     from .conversion import ConversionReport, convert
     from .errors import CheckpointError, NotACheckpointError, SourceChangedError, TruncatedError
-    from .health import Summary
+    from .inspection.summarise import summarise
+    from .inspection.summary import Summary
     from .readers import open_checkpoint
 
 __version__ = "0.1.0"
@@ -29,25 +31,26 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "ConversionReport": "conversion",
-    "Job": "batch",
-    "JobResult": "batch",
+    "Job": "batch.jobs",
+    "JobResult": "batch.jobs",
     "Lbfgs": "checkpoint",
     "ModelParameters": "checkpoint",
     "NotACheckpointError": "errors",
     "Optimizer": "checkpoint",
     "SourceChangedError": "errors",
-    "Summary": "health",
+    "Summary": "inspection.summary",
     "Training": "checkpoint",
     "TruncatedError": "errors",
     "convert": "conversion",
-    "convert_many": "batch",
+    "convert_many": "batch.stream",
     "open_checkpoint": "readers",
+    "summarise": "inspection.summarise",
 }
 
 __all__ = [
     "Adam", "Checkpoint", "CheckpointError", "ConversionReport", "Job", "JobResult", "Lbfgs", "ModelParameters",
     "NotACheckpointError", "Optimizer", "SourceChangedError", "Summary", "Training", "TruncatedError", "__version__",
-    "convert", "convert_many", "open_checkpoint",
+    "convert", "convert_many", "open_checkpoint", "summarise",
 ]  # fmt: skip
 
 

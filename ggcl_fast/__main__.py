@@ -1,6 +1,6 @@
-"""``python -m ggcl_fast``: see `ggcl_fast.cli`."""
+"""``python -m ggcl_fast``: see `ggcl_fast.commands.convert`."""
 
-from .cli import run
+from .commands.convert import run
 
 if __name__ == "__main__":
     run()

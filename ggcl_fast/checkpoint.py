@@ -1,28 +1,28 @@
 """What stands in the middle: a checkpoint, whatever it was read from and whatever it becomes.
 
-Sources make a `Checkpoint`, targets take one.  This module knows neither files nor formats.
+Readers make a `Checkpoint`, targets and inspection take one.  It never changes; this module knows neither files nor
+formats.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from .health import Summary
-    from .payload import Progress
-    from .sources import Buffer, Source
-    from .sweep import Engine
+from .errors import CheckpointError
+from .storage.sources import Source
 
-__all__ = ["Adam", "Checkpoint", "Kind", "Lbfgs", "ModelParameters", "Optimizer", "Training"]
+__all__ = ["Adam", "Checkpoint", "Format", "Lbfgs", "ModelParameters", "Optimizer", "Pair", "Training"]
 
 
 class ModelParameters(NamedTuple):
-    """Shape of the base model, as the file gives it; 0 for what its kind of file does not tell.
+    """Shape of the base model, as the file gives it; 0 for what its format does not tell.
 
     A GGUF file tells all but n_mult; a ggla file n_vocab, n_embd, n_layer and n_ff, by its tensors.
     """
@@ -91,9 +91,39 @@ class Lbfgs(NamedTuple):
     name: Literal["lbfgs"] = "lbfgs"
 
 
+_OTHER_END: Final = {"lora_a": "lora_b", "lora_b": "lora_a"}
+
 Optimizer = Adam | Lbfgs
-Kind = Literal["ggcl", "gguf", "ggla"]
+Format = Literal["ggcl", "gguf", "ggla"]
 """What a checkpoint was read from: a finetune checkpoint in either form, or the adapter beside it."""
+
+
+class Pair(NamedTuple):
+    """Two tensors of a checkpoint that change one weight of its base model, by ``scale * B @ A.T``: norms too."""
+
+    weight: str
+    """GGUF name of the weight, such as ``blk.0.attn_q.weight``."""
+    layer: int | None
+    """0-based number of its layer, None for a weight of the model itself."""
+    module: str
+    """Which weight of the layer or model, such as ``attn_q``."""
+    n_in: int
+    n_out: int
+    rank: int
+    row_a: int
+    """Row of `Checkpoint.table` with A, shape (n_in, rank)."""
+    row_b: int
+    """Row with B, shape (n_out, rank)."""
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether the weight is a vector that scales, which llama.cpp's adapters cannot change."""
+        return self.module.endswith("norm")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dims of the weight, innermost first, as in the base model."""
+        return (self.n_in,) if self.is_norm else (self.n_in, self.n_out)
 
 
 class _Tensors(Mapping[str, npt.NDArray[np.float32]]):
@@ -103,16 +133,10 @@ class _Tensors(Mapping[str, npt.NDArray[np.float32]]):
         self._source = source
         self._rows = {name: row for row, name in enumerate(names)}
         self._table = table
-        self._bytes: memoryview | None = None
-        self.closed = False
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         row = self._table[self._rows[name]]
-        if self.closed:
-            raise ValueError(f"{self._source.name}: the checkpoint is closed")
-        if self._bytes is None:
-            self._bytes = self._source.map()
-        flat = np.frombuffer(self._bytes, "<f4", int(row["nbytes"]) // 4, int(row["offset"]))
+        flat = np.frombuffer(self._source.map(), "<f4", int(row["nbytes"]) // 4, int(row["offset"]))
         return flat.reshape(int(row["ne1"]), int(row["ne0"])) if row["n_dims"] == 2 else flat
 
     def __iter__(self) -> Iterator[str]:
@@ -121,155 +145,100 @@ class _Tensors(Mapping[str, npt.NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def close(self) -> None:
-        self._bytes = None
-        self.closed = True
 
-
+@dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     """A finetune checkpoint, open for reading.
 
-    Made by `open_checkpoint` and `Checkpoint.from_buffer`.  A context manager; closing lets go of the file.
-    Tensor views taken before stay valid after it, asking for new ones raises `ValueError`.
-
-    Attributes
-    ----------
-    source : sources.Source
-        Where the bytes are.
-    parameters : ModelParameters
-        Shape of the base model.
-    ranks : Mapping[str, int]
-        LoRA rank by header field: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, tok_embeddings, norm, output.
-        0 for those that an adapter without layers does not tell.
-    training : Training
-        Training counts.
-    optimizer : Adam or Lbfgs or None
-        Optimizer state without its tensors; None for an adapter, which has none.
-    names : tuple of str
-        GGUF names of all tensors: of ggcl and ggla files in the order of the file, of GGUF files in that of ggcl.
-    table : numpy.ndarray
-        (n,) `layout.TENSOR`, a row a name: where each tensor is in the source and in the GGUF data section.
-    warnings : tuple of str
-        What is unusual about the file and does not prevent its use.
-    kind : str
-        "ggcl", "gguf" or "ggla".
-    scale : float
-        Deltas are ``scale * lora_b @ lora_a.T``: lora_alpha / lora_r of an adapter, 1.0 for every checkpoint.
-    extra : Mapping[str, int or float or bool or str]
-        Keys of a GGUF file that `training.file_version` 0 does not have, or has with one value only: what would be
-        lost by writing it.
+    Made by `open_checkpoint`.  A context manager; closing lets go of the file.  Tensor views taken before stay valid
+    after it, asking for new ones raises `CheckpointError`.  Several threads can use one at once.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        parameters: ModelParameters,
-        ranks: Mapping[str, int],
-        training: Training,
-        optimizer: Optimizer | None,
-        names: tuple[str, ...],
-        table: npt.NDArray[np.void],
-        warnings: tuple[str, ...],
-        *,
-        kind: Kind = "ggcl",
-        scale: float = 1.0,
-        extra: Mapping[str, int | float | bool | str] = MappingProxyType({}),
-    ) -> None:
-        self.source = source
-        self.parameters = parameters
-        self.ranks = MappingProxyType(dict(ranks))
-        self.training = training
-        self.optimizer = optimizer
-        self.names = names
-        self.table = table
-        self.warnings = warnings
-        self.kind = kind
-        self.scale = scale
-        self.extra = MappingProxyType(dict(extra))
-        self._tensors: _Tensors | None = None
-        self._closed = False
+    source: Source
+    """Where the bytes are."""
+    parameters: ModelParameters
+    """Shape of the base model."""
+    ranks: Mapping[str, int]
+    """LoRA rank by header field: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, tok_embeddings, norm, output.
+    0 for those that an adapter without layers does not tell."""
+    training: Training
+    """Training counts."""
+    optimizer: Optimizer | None
+    """Optimizer state without its tensors; None for an adapter, which has none."""
+    names: tuple[str, ...]
+    """GGUF names of all tensors: of ggcl and ggla files in the order of the file, of GGUF files in that of ggcl."""
+    table: npt.NDArray[np.void]
+    """(n,) `layout.TENSOR`, a row a name: where each tensor is in the source and in the GGUF data section."""
+    warnings: tuple[str, ...] = ()
+    """What is unusual about the file and does not prevent its use."""
+    format: Format = "ggcl"
+    """What it was read from: "ggcl", "gguf" or "ggla"."""
+    scale: float = 1.0
+    """Deltas are ``scale * lora_b @ lora_a.T``: lora_alpha / lora_r of an adapter, 1.0 for every checkpoint."""
+    extra: Mapping[str, int | float | bool | str] = field(default_factory=dict)
+    """Keys of a GGUF file that `training.file_version` 0 does not have, or has with one value only: what would be lost
+    by writing it."""
 
-    @classmethod
-    def from_buffer(cls, buffer: Buffer, *, name: str = "<buffer>", engine: Engine = "auto") -> Checkpoint:
-        """Read a checkpoint or an adapter from memory, without copying it.
+    def __post_init__(self) -> None:
+        for name in ("ranks", "extra"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
-        Parameters
-        ----------
-        buffer
-            A whole file, of any `Kind`: bytes, memoryview, memory map, numpy array, anything with a contiguous buffer.
-            It must not change while the checkpoint is in use.
-        name
-            What messages call it.
-        engine
-            See `sweep.pick_engine`.
-
-        Raises
-        ------
-        CheckpointError
-            The bytes are not a checkpoint, or not a sound one.
-        TypeError
-            `buffer` has no contiguous buffer.
-        """
-        from . import readers
-        from .sources import SourceBuffer
-
-        return readers.read(SourceBuffer(buffer, name), engine)
-
-    @property
+    @functools.cached_property
     def tensors(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """Every tensor by its GGUF name, in the order of the file: read-only float32 views of the source.
 
         LoRA pairs are ``<name>.weight.lora_a`` of shape (n_in, rank) and ``<name>.weight.lora_b`` of shape
         (n_out, rank); what training added to the base weight is ``scale * lora_b @ lora_a.T``.  Optimizer tensors are
-        ``optimizer.<optimizer>.<name>`` of shape (n_parameters,), or as `readers.ggcl.OPTIMIZER_TENSORS` says.
+        ``optimizer.<optimizer>.<name>`` of shape (n_parameters,), or as `schema.OPTIMIZER_TENSORS` says.
 
         A file of more than `sources.SMALL` bytes is mapped at the first look-up: if somebody shortens it while you
         read the map, the operating system ends the process.  `convert` never does that.
         """
-        if self._tensors is None:
-            self._tensors = _Tensors(self.source, self.names, self.table)
-            self._tensors.closed = self._closed
-        return self._tensors
+        return _Tensors(self.source, self.names, self.table)
 
-    def summary(self, *, engine: Engine = "auto", progress: Progress | None = None) -> Summary:
-        """Read all tensors and tell what is inside: values, sizes of the deltas, and whether the training is sound.
-
-        Needs memory for a few blocks of 1 MiB, whatever the size of the file, which is read and never mapped.
-
-        Parameters
-        ----------
-        engine
-            What goes through the values: see `survey.pick_engine`.
-        progress
-            Called now and then with the number of bytes read since its last call.
+    @functools.cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The LoRA pairs, in the order of the file.
 
         Raises
         ------
-        SourceChangedError
-            The file changed since it was opened.
-        OSError
-            It can no longer be read.
-        ValueError
-            The checkpoint is closed.
+        CheckpointError
+            A tensor has no partner, or another rank than its partner.
         """
-        from . import health
+        rows = {name: row for row, name in enumerate(self.names)}
+        ranks, lengths = self.table["ne0"].tolist(), self.table["ne1"].tolist()
+        pairs = []
+        for name, row in rows.items():
+            weight, dot, end = name.rpartition(".")
+            if not dot or end not in _OTHER_END:
+                continue
+            other = rows.get(f"{weight}.{_OTHER_END[end]}")
+            if other is None:
+                raise self._unpaired("one of a pair without the other", tensor=name, index=row)
+            if end == "lora_b":
+                continue
+            if ranks[row] != ranks[other]:
+                raise self._unpaired(
+                    "the two of a pair have different ranks", tensor=weight, field="dims",
+                    expected=ranks[row], found=ranks[other],
+                )  # fmt: skip
+            *block, module, _ = weight.split(".") if weight.count(".") else (weight, "")
+            layer = int(block[1]) if block[:1] == ["blk"] and block[1:] and block[1].isdecimal() else None
+            pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], ranks[row], row, other))
+        return tuple(pairs)
 
-        if self._closed:
-            raise ValueError(f"{self.source.name}: the checkpoint is closed")
-        return health.summarise(self, engine=engine, progress=progress)
+    def _unpaired(self, problem: str, **facts: Any) -> CheckpointError:
+        return CheckpointError(problem, source=self.source.name, **facts)
 
     def close(self) -> None:
         """Let go of the source.  Closing twice does nothing."""
-        self._closed = True
-        if self._tensors is not None:
-            self._tensors.close()
         self.source.close()
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
@@ -277,6 +246,6 @@ class Checkpoint:
         p, o = self.parameters, self.optimizer
         state = f"{o.name}, {self.training.iterations} iterations" if o is not None else "no optimizer"
         return (
-            f"<Checkpoint {self.source.name!r}: {self.kind}, {p.n_layer} layers, n_embd {p.n_embd}, "
+            f"<Checkpoint {self.source.name!r}: {self.format}, {p.n_layer} layers, n_embd {p.n_embd}, "
             f"{len(self.names)} tensors, {state}>"
         )

@@ -1,30 +1,35 @@
-"""One file: open a source, hand it to a target, put the output in place."""
+"""One job: from a source to its outputs, of which all are in place at the end, or none.
+
+Nothing here knows what is in a file; `readers` and `targets` do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from . import finite, targets
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
-from .files import OutputFile, OutputFiles, OutputFolder, check_folder, check_target
-from .payload import Progress
 from .readers import open_checkpoint
-from .sources import Source, StrPath, is_url, public_name
-from .sweep import Engine
-from .targets.plan import File, Options, Plan
+from .readers.engine import Engine
+from .storage.copying import Progress
+from .storage.files import OutputFile, OutputFolder
+from .storage.identity import Claims
+from .storage.outputs import FileWriter, Output, Outputs
+from .storage.sources import Source
+from .storage.urls import StrPath, is_url, located, public_name
+from .targets import DEFAULT, OUTTYPES, names
+from .targets.options import Options
+from .targets.plan import File, Plan, planner
 
 if TYPE_CHECKING:
-    from .base_model import BaseModel
-    from .remote import RemoteOutput
+    from .targets.base_model import BaseModel
 
-__all__ = ["ConversionReport", "convert", "target_exists"]
+__all__ = ["ConversionReport", "convert", "run", "target_exists"]
 
 _LOCAL = "Where there are several outputs, they are files on a local disk"
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
@@ -51,20 +56,12 @@ class ConversionReport(NamedTuple):
     """True where everything was read and checked and nothing was written."""
     warnings: tuple[str, ...]
     """What is unusual about the source."""
-    to: str = targets.DEFAULT
+    to: str = DEFAULT
     """What was written: a name in `targets.TARGETS`."""
     notes: tuple[str, ...] = ()
     """What was left out of the target, or could not be kept as it was."""
     extra_outputs: tuple[str, ...] = ()
     """Files written beside the target."""
-
-
-class _Place(NamedTuple):
-    """What holds for every output of a conversion; see `convert`."""
-
-    force: bool
-    parents: bool
-    fsync: bool
 
 
 class _Nowhere:
@@ -78,11 +75,12 @@ class _Nowhere:
 
 def target_exists(target: StrPath) -> bool:
     """Tell whether there is something at `target`, a path or a URL; what is there is whole."""
-    if is_url(target):
-        from .remote import remote_exists
+    name = located(target)
+    if is_url(name):
+        from .storage.stores import remote_exists
 
-        return remote_exists(str(target))
-    return os.path.exists(target)
+        return remote_exists(name)
+    return os.path.exists(name)
 
 
 def convert(
@@ -92,7 +90,7 @@ def convert(
     to: str | None = None,
     base: StrPath | None = None,
     base_out: StrPath | None = None,
-    outtype: str = targets.OUTTYPES[0],
+    outtype: str = OUTTYPES[0],
     token_embd: bool = True,
     ff: int | None = None,
     force: bool = False,
@@ -106,15 +104,15 @@ def convert(
     """Convert a finetune checkpoint to a GGUF checkpoint, or to what today's programs load.
 
     The target is complete or absent: it appears under its name in one step when all bytes are written.  An existing
-    target stays as it is until then, and for good if anything fails.
+    target stays as it is until then, and for good if anything fails.  Several outputs appear together or not at all.
 
     Parameters
     ----------
     source
-        A file in any form that `readers.open_checkpoint` reads, by path or URL, or an open `Checkpoint`.
+        Anything that `readers.open_checkpoint` reads, or an open `Checkpoint`.
     target
         The GGUF file to write, or for PEFT the folder.  A symbolic link is followed, as `cp` does.  One file may also
-        go to a URL.
+        go to a URL.  It is none of the files that are read, under whatever name.
     to
         What to write: ``"checkpoint"`` (the default for a ggcl file), the GGUF finetune checkpoint; ``"adapter"``
         (the default for all others), a GGUF LoRA adapter for llama.cpp; ``"merged"``, the base model with every delta
@@ -134,7 +132,8 @@ def convert(
         The feed-forward length that the file must have.  Not needed: its tensors tell it, or in a file without
         layers the header does.
     force
-        Replace existing targets.  A folder that holds other files than a PEFT adapter's is never replaced.
+        Replace existing targets.  Without it nothing is replaced, not even what appears meanwhile.  A folder that holds
+        other files than a PEFT adapter's never is.
     parents
         Make the folders above the targets where they are missing.
     dry_run
@@ -144,7 +143,7 @@ def convert(
     check_finite
         Fail where a tensor has NaN or infinite values.  Without it they are carried over like all others.
     engine
-        What runs the pass over the records: see `sweep.pick_engine`.  An open `Checkpoint` has had its pass.
+        What runs the pass over the records: see `engine.pick_engine`.  An open `Checkpoint` has had its pass.
     progress
         Called now and then with the number of bytes moved since its last call.
 
@@ -155,6 +154,8 @@ def convert(
         than the target can; or the base model is not sound, or not the one that it was trained on.
     FileExistsError
         There is a target and `force` is false.
+    shutil.SameFileError
+        A target is the source or the base, or there are two and they are one file.
     ModuleNotFoundError
         What the target needs is not installed; the message names the extra.
     OSError
@@ -162,67 +163,61 @@ def convert(
     ValueError
         There is no such target, or it has no use for an option, or needs another.
     """
+    options = Options(
+        to, base, base_out, outtype, token_embd, ff, force, parents, dry_run, fsync, check_finite, engine, progress
+    )
+    return run(source, target, options)
+
+
+def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> ConversionReport:
+    """Do what `convert` does, with its keywords as `options`."""
     begin = time.perf_counter()
-    given = {"base": base is not None, "base_out": base_out is not None, "token_embd": not token_embd}
-    if to is not None:
-        targets.check_options(to, outtype, given)
-    if not isinstance(source, Checkpoint):
-        with open_checkpoint(source, engine=engine) as checkpoint:
-            report = convert(
-                checkpoint, target, to=to, base=base, base_out=base_out, outtype=outtype, token_embd=token_embd, ff=ff,
-                force=force, parents=parents, dry_run=dry_run, fsync=fsync, check_finite=check_finite,
-                progress=progress,
-            )  # fmt: skip
-        return report._replace(seconds=time.perf_counter() - begin)
-    checkpoint = source
-    if to is None:
-        to = targets.default_for(checkpoint.kind)
-        targets.check_options(to, outtype, given)
-    _check_ff(checkpoint, ff)
-    place = _Place(force, parents, fsync)
-    with _base_model(base) as model:
-        options = Options(
-            os.fspath(target), model, os.fspath(base_out) if base_out is not None else None, outtype, token_embd
-        )
-        sources = [checkpoint.source, *([model.source] if model is not None else [])]
-        names = targets.TARGETS[to].folder
-        path = _check_folder(sources, target, names, place) if names else ""
-        outputs = [] if names else _outputs(sources, [target], place)
-        if check_finite:
-            finite.check_finite(checkpoint)
-        plan = targets.planner(to)(checkpoint, options)
-        if not names and len(plan.files) > 1:
-            outputs = _outputs(sources, plan.names(target), place)
-        if dry_run:
-            nbytes = _count(plan, progress)
-        elif names:
-            nbytes = _write_folder(sources, plan, path, place, progress)
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Checkpoint):
+            checkpoint = source
         else:
-            nbytes = _write(sources, plan, outputs, place, progress)
+            checkpoint = stack.enter_context(open_checkpoint(source, engine=options.engine))
+        options = options.for_format(checkpoint.format)
+        base = stack.enter_context(_base_model(options.base)) if options.base is not None else None
+        report = _convert(checkpoint, base, target, options)
+    return report._replace(seconds=time.perf_counter() - begin)
+
+
+def _base_model(path: StrPath) -> BaseModel:
+    from .targets.base_model import BaseModel
+
+    return BaseModel(path)
+
+
+def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
+    _check_ff(checkpoint, options.ff)
+    sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
+    written = names.outputs(target, options)
+    Claims().add(sources, names.taken(target, options))
+    outputs = _outputs(written, options)
+    if options.check_finite:
+        from .inspection.values import check_finite
+
+        check_finite(checkpoint, engine=options.engine)
+    assert options.to is not None  # `Options.for_format` has seen to it
+    plan = planner(options.to)(checkpoint, options, base, written)
+    progress = options.progress
+    nbytes = _count(plan, progress) if options.dry_run else _write(sources, plan, outputs, progress)
     return ConversionReport(
         source=checkpoint.source.name,
-        target=outputs[0].path if is_url(target) else os.fspath(target),
+        target=public_name(target),
         n_tensors=plan.n_tensors,
         source_bytes=checkpoint.source.size,
         target_bytes=nbytes,
         optimizer=checkpoint.optimizer.name if checkpoint.optimizer is not None else None,
         n_ff=checkpoint.parameters.n_ff,
-        seconds=time.perf_counter() - begin,
-        dry_run=dry_run,
+        seconds=0.0,
+        dry_run=options.dry_run,
         warnings=checkpoint.warnings,
-        to=to,
+        to=options.to,
         notes=plan.notes,
-        extra_outputs=tuple(file.name for file in plan.files if file.name and not targets.TARGETS[to].folder),
+        extra_outputs=tuple(public_name(name) for name in written if name != target),
     )
-
-
-def _base_model(path: StrPath | None) -> contextlib.AbstractContextManager[BaseModel | None]:
-    """Open the base model where there is one."""
-    if path is None:
-        return contextlib.nullcontext()
-    from .base_model import BaseModel
-
-    return BaseModel(path)
 
 
 def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:
@@ -235,36 +230,20 @@ def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:
         )  # fmt: skip
 
 
-def _outputs(sources: Sequence[Source], names: Sequence[StrPath], place: _Place) -> list[OutputFile | RemoteOutput]:
-    """Return the outputs that `names` name, checked; no two may be the same.  Nothing is made before they are entered.
-
-    Only one that is alone can be a URL: stores have nothing that makes two objects appear together.
-    """
-    urls = [str(name) for name in names if is_url(name)]
-    if urls and len(names) > 1:
+def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
+    """Return the outputs of these names, checked; nothing of them is made yet."""
+    places = list(map(located, written))
+    urls = list(filter(is_url, places))
+    if urls and (len(places) > 1 or options.folder):
         raise OSError(errno.EOPNOTSUPP, _LOCAL, public_name(urls[0]))
     if urls:
-        from .remote import RemoteOutput
+        from .storage.uploads import OutputRemote
 
-        return [RemoteOutput(urls[0], sources[0], force=place.force)]
-    outputs: list[OutputFile | RemoteOutput] = []
-    for name in names:
-        for source in sources:
-            path = check_target(source, name, force=place.force, parents=place.parents)
-        if path in (output.path for output in outputs):
-            raise shutil.SameFileError(errno.EINVAL, "Two outputs are the same file", os.fspath(name))
-        outputs.append(OutputFile(path, fsync=place.fsync, parents=place.parents))
-    return outputs
-
-
-def _check_folder(sources: Sequence[Source], target: StrPath, names: Sequence[str], place: _Place) -> str:
-    """Return the path of the folder `target`."""
-    if is_url(target):
-        raise OSError(errno.EOPNOTSUPP, _LOCAL, public_name(str(target)))
-    path = os.path.realpath(target)
-    if place.parents and not os.path.exists(os.path.dirname(path)):
-        return path
-    return check_folder(sources, target, names, force=place.force)
+        return [OutputRemote(urls[0], force=options.force)]
+    how = {"force": options.force, "fsync": options.fsync, "parents": options.parents}
+    if options.folder:
+        return [OutputFolder(places[0], options.folder, **how)]
+    return [OutputFile(place, **how) for place in places]
 
 
 def _count(plan: Plan, progress: Progress | None) -> int:
@@ -275,37 +254,22 @@ def _count(plan: Plan, progress: Progress | None) -> int:
     return nowhere.nbytes
 
 
-def _write(
-    sources: Sequence[Source],
-    plan: Plan,
-    outputs: Sequence[OutputFile | RemoteOutput],
-    place: _Place,
-    progress: Progress | None,
-) -> int:
+def _write(sources: Sequence[Source], plan: Plan, outputs: Sequence[Output], progress: Progress | None) -> int:
     """Write the files of `plan`, and return how many bytes they have."""
-    if len(outputs) == 1:
-        with outputs[0] as output:
-            _fill(sources, output, plan.files[0], progress)
-        return output.nbytes
-    with OutputFiles([each.path for each in outputs], fsync=place.fsync, parents=place.parents) as files:
-        for file, each in zip(files, plan.files):
-            _fill(sources, file, each, progress)
-    return sum(file.nbytes for file in files)
+    nbytes = 0
+    with Outputs(outputs):
+        of_files = outputs if len(outputs) == len(plan.files) else [*outputs] * len(plan.files)
+        for output, file in zip(of_files, plan.files):
+            with output.file(file.name) as writer:
+                _fill(writer, file, progress)
+                nbytes += writer.nbytes
+        for source in sources:
+            source.check_unchanged()
+    return nbytes
 
 
-def _write_folder(sources: Sequence[Source], plan: Plan, path: str, place: _Place, progress: Progress | None) -> int:
-    """Write the files of `plan` into a new folder `path`, and return how many bytes they have."""
-    with OutputFolder(path, fsync=place.fsync, parents=place.parents) as folder:
-        for file in plan.files:
-            with folder.file(file.name) as output:
-                _fill(sources, output, file, progress)
-    return folder.nbytes
-
-
-def _fill(sources: Sequence[Source], output: OutputFile | RemoteOutput, file: File, progress: Progress | None) -> None:
-    """Write one file, and hold that nothing it came from changed meanwhile."""
-    if file.about >= _PREALLOCATED:
-        output.preallocate(file.about)
-    file.write(output, progress)
-    for source in sources:
-        source.check_unchanged()
+def _fill(writer: FileWriter, file: File, progress: Progress | None) -> None:
+    """Write one file."""
+    if file.nbytes >= _PREALLOCATED:
+        writer.preallocate(file.nbytes)
+    file.write(writer, progress)

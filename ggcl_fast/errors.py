@@ -12,6 +12,8 @@ from typing import Any
 __all__ = ["CheckpointError", "NotACheckpointError", "SourceChangedError", "TruncatedError", "printable"]
 
 _LONGEST_QUOTE = 80
+_LONGEST_PART = 1000  # characters of a part of a message, whatever a file or a server put into it
+_LONGEST_PATH = 4096
 
 
 def printable(text: str | bytes, *, longest: int = _LONGEST_QUOTE) -> str:
@@ -33,7 +35,8 @@ def printable(text: str | bytes, *, longest: int = _LONGEST_QUOTE) -> str:
 class CheckpointError(ValueError):
     """The file is not what it claims to be.  Root of every error that this package raises about content.
 
-    The message says file, place, expected and found, in one line; the same facts are attributes, for programs.
+    The message says file, place, expected and found, in one line, each part escaped and no longer than a screen; the
+    same facts are attributes, whole and as they are, for programs.
     Instances survive pickling, so that they cross process boundaries whole.
 
     Parameters
@@ -79,21 +82,22 @@ class CheckpointError(ValueError):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        parts = [printable(self.source, longest=4096)] if self.source else []
+        """Put the parts together: here, and nowhere else, each of them is made safe to show."""
+        parts = [printable(self.source, longest=_LONGEST_PATH)] if self.source else []
         if self.tensor is not None:
             number = "" if self.index is None else f"{self.index} "
             parts.append(f"tensor {number}'{printable(self.tensor)}'")
-        place = self.field or ""
+        place = _shown(self.field or "")
         if self.offset is not None:
             place += f"{' ' if place else ''}at offset {self.offset} ({self.offset:#x})"
         if place:
             parts.append(place)
         if self.problem:
-            parts.append(self.problem)
+            parts.append(_shown(self.problem))
         if self.expected is not None:
-            parts.append(f"expected {self.expected}, found {self.found}")
+            parts.append(f"expected {_shown(self.expected)}, found {_shown(self.found)}")
         message = ": ".join(parts)
-        return f"{message} ({self.hint})" if self.hint else message
+        return f"{message} ({_shown(self.hint)})" if self.hint else message
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), {name: getattr(self, name) for name in _FACTS})
@@ -102,12 +106,16 @@ class CheckpointError(ValueError):
 _FACTS = ("problem", "source", "tensor", "index", "field", "offset", "expected", "found", "hint")
 
 
-def _rebuild(kind: type[CheckpointError], facts: dict[str, Any]) -> CheckpointError:
-    return kind(**facts)
+def _shown(part: object) -> str:
+    return printable(str(part), longest=_LONGEST_PART)
+
+
+def _rebuild(error: type[CheckpointError], facts: dict[str, Any]) -> CheckpointError:
+    return error(**facts)
 
 
 class NotACheckpointError(CheckpointError):
-    """The file is of another kind altogether: its first bytes, or its keys, are not those of a checkpoint."""
+    """The file is something else altogether: its first bytes, or its keys, are not those of a checkpoint."""
 
 
 class TruncatedError(CheckpointError):

@@ -13,9 +13,8 @@ from pathlib import Path
 import atheris
 
 # The pass itself is instrumented only after numba has compiled it: instrumented code cannot be compiled.
-with atheris.instrument_imports(include=["ggcl_fast"], exclude=["ggcl_fast.sweep"]):
-    from ggcl_fast import sweep
-    from ggcl_fast.readers import ggla, gguf_checkpoint  # noqa: F401 - at their first use it would be too late
+with atheris.instrument_imports(include=["ggcl_fast"], exclude=["ggcl_fast.readers.sweep"]):
+    from ggcl_fast.readers import engine, ggla, gguf, sweep  # noqa: F401 - at their first use it would be too late
 
     from .hostile import HOSTILE
     from .hostile_gguf import HOSTILE_GGLA, HOSTILE_GGUF
@@ -50,9 +49,9 @@ def main() -> None:
         hostile = [one.data() for table in (HOSTILE, HOSTILE_GGUF, HOSTILE_GGLA) for one in table.values()]
         for i, data in enumerate([*files, *BASES, *hostile]):
             (folder / f"seed-{i}").write_bytes(data)
-    sweep.compiled()
+    engine.compiled()
     atheris.instrument_func(sweep.sweep)
-    atheris.instrument_func(sweep.walk)
+    atheris.instrument_func(engine.walk)
     atheris.Setup([*sys.argv, f"-max_len={_LONGEST_FILE}"], _try, custom_mutator=_mutate)
     atheris.Fuzz()
 

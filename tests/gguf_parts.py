@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ggcl_fast import Checkpoint
+from ggcl_fast import open_checkpoint
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
@@ -29,7 +29,7 @@ class Collected(bytearray):
 def converted(data: bytes) -> bytes:
     """Return the GGUF checkpoint that a checkpoint is converted to."""
     out = Collected()
-    with Checkpoint.from_buffer(data) as checkpoint:
+    with open_checkpoint(data) as checkpoint:
         finetune_gguf.write(checkpoint, out)
     return bytes(out)
 
@@ -219,7 +219,7 @@ def ggla_bytes(records: Sequence[Record], *, rank: int = 4, alpha: int = 4, vers
 
 def ggla_records(shape: Shape, *, old_names: bool = True, seed: int = 0) -> list[Record]:
     """Return the records of the adapter that belongs to ``checkpoint_bytes(shape, seed=seed)``."""
-    with Checkpoint.from_buffer(checkpoint_bytes(shape, seed=seed)) as checkpoint:
+    with open_checkpoint(checkpoint_bytes(shape, seed=seed)) as checkpoint:
         records = []
         for old, ne0, ne1 in shape.lora_tensors():
             name = gguf_name(old)

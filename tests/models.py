@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 import ggcl_fast
 from ggcl_fast.checkpoint import Adam, ModelParameters, Training
-from ggcl_fast.layout import TENSOR
-from ggcl_fast.sources import SourceBuffer
+from ggcl_fast.formats.layout import TENSOR
+from ggcl_fast.storage.sources import SourceBuffer
 
 from .reference import DATA
 

@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from ggcl_fast import Checkpoint, CheckpointError
+from ggcl_fast import CheckpointError, open_checkpoint
 from ggcl_fast.conversion import _Nowhere
-from ggcl_fast.sweep import Engine, compiled
+from ggcl_fast.readers.engine import Engine, compiled
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
@@ -135,7 +135,7 @@ def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, 
     checkpoint, said = None, ""
     try:
         with within_bounds(len(data), traced=traced):
-            checkpoint = Checkpoint.from_buffer(GUARDED.holding(data), engine=engine)
+            checkpoint = open_checkpoint(GUARDED.holding(data), engine=engine)
     except CheckpointError as error:
         said = f"{type(error).__name__}: {error}"
     if checkpoint is None:
@@ -147,7 +147,7 @@ def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, 
         assert (table["offset"] + table["nbytes"] <= len(data)).all()
         assert (np.diff(table["gguf_offset"]) > 0).all()
         assert len(checkpoint.names) == len(set(checkpoint.names)) == len(table)
-        assert (checkpoint.optimizer is None) == (checkpoint.kind == "ggla")
+        assert (checkpoint.optimizer is None) == (checkpoint.format == "ggla")
         nowhere = _Nowhere()
         refused = ""
         try:

@@ -10,7 +10,8 @@ from bench import __main__ as report
 from bench import contenders
 from bench.comparisons import COMPARISONS, Comparison, Sizes
 from bench.measure import measure
-from ggcl_fast import convert, open_checkpoint, survey
+from ggcl_fast import convert, open_checkpoint
+from ggcl_fast.inspection import survey
 
 TINY = Sizes(large=5_000_000, small=100_000, n_files=2, n_tensors=200, rounds_large=1, rounds_small=1)
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ggcl_fast
-from ggcl_fast.sweep import Engine
+from ggcl_fast.readers.engine import Engine
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from . import reference
@@ -51,7 +51,7 @@ def test_the_command_converts_real_files_to_the_expected_bytes(fixture: str, eng
 
 
 def test_memory_converts_like_a_file(tmp_path: Path) -> None:
-    with ggcl_fast.Checkpoint.from_buffer((DATA / "lbfgs.ggcl").read_bytes()) as checkpoint:
+    with ggcl_fast.open_checkpoint((DATA / "lbfgs.ggcl").read_bytes()) as checkpoint:
         ggcl_fast.convert(checkpoint, tmp_path / "out.gguf")
     assert sha256(tmp_path / "out.gguf") == EXPECTED["lbfgs.ggcl"]["gguf_sha256"]
 
@@ -118,7 +118,7 @@ def test_any_shape_converts(shape: Shape, engine: Engine, seed: int, tmp_path_fa
         shape = Shape(**{**vars(shape), "n_ff": None})  # nothing in such a file could tell
     data = checkpoint_bytes(shape, seed=seed)
     path = tmp_path_factory.mktemp("shape") / "out.gguf"
-    with ggcl_fast.Checkpoint.from_buffer(data, engine=engine) as checkpoint:
+    with ggcl_fast.open_checkpoint(data, engine=engine) as checkpoint:
         report = ggcl_fast.convert(checkpoint, path)
     assert report.n_ff == shape.feed_forward_length
     check_read_back(data, path)
@@ -133,7 +133,7 @@ def test_large_files_stream_to_the_same_bytes(tmp_path: Path) -> None:
     source.write_bytes(data)
     for engine in ("numba", "python"):
         ggcl_fast.convert(source, tmp_path / f"{engine}.gguf", engine=engine)
-    with ggcl_fast.Checkpoint.from_buffer(data) as checkpoint:
+    with ggcl_fast.open_checkpoint(data) as checkpoint:
         ggcl_fast.convert(checkpoint, tmp_path / "memory.gguf")
     assert len({sha256(tmp_path / f"{name}.gguf") for name in ("numba", "python", "memory")}) == 1
     check_read_back(data, tmp_path / "memory.gguf")
@@ -151,7 +151,7 @@ def test_ff_asserts_and_never_overrides(n_ff: int | None, tmp_path: Path) -> Non
 
 
 def test_ff_is_held_against_the_header_where_there_are_no_layers(tmp_path: Path) -> None:
-    with ggcl_fast.Checkpoint.from_buffer(checkpoint_bytes(Shape(n_layer=0))) as checkpoint:
+    with ggcl_fast.open_checkpoint(checkpoint_bytes(Shape(n_layer=0))) as checkpoint:
         assert ggcl_fast.convert(checkpoint, tmp_path / "out.gguf", ff=96).n_ff == 96
         with pytest.raises(ggcl_fast.CheckpointError, match="expected 97, found 96"):
             ggcl_fast.convert(checkpoint, tmp_path / "no.gguf", ff=97)

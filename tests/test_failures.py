@@ -1,6 +1,8 @@
 """Failing disks, signals, rivals: the target is the old one or the whole new one, and the source is never touched."""
 
+import ctypes
 import errno
+import functools
 import os
 import random
 import resource
@@ -20,7 +22,8 @@ from typing import Any
 import pytest
 
 import ggcl_fast
-from ggcl_fast import SourceChangedError, sources
+from ggcl_fast import SourceChangedError
+from ggcl_fast.storage import sources, system
 from ggcl_fast.testing import SHAPE_7B, Shape, checkpoint_bytes, write_checkpoint
 
 from .mutations import GGCL
@@ -50,7 +53,7 @@ def target(tmp_path: Path) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What `SMALL` becomes."""
     path = tmp_path_factory.mktemp("whole") / "out.gguf"
-    with ggcl_fast.Checkpoint.from_buffer(SMALL) as checkpoint:
+    with ggcl_fast.open_checkpoint(SMALL) as checkpoint:
         ggcl_fast.convert(checkpoint, path)
     return path.read_bytes()
 
@@ -186,7 +189,17 @@ def _interrupted_at(moment: int, run: Callable[[], object]) -> bool:
     """
     # What only computes is left out: an interrupt there is like any other above it.
     modules = tuple(
-        str(PACKAGE / f"{name}.py") for name in ("conversion", "files", "payload", "gguf_writer", "sources")
+        str(PACKAGE / f"{name}.py")
+        for name in (
+            "conversion",
+            "formats/gguf_writer",
+            "storage/copying",
+            "storage/files",
+            "storage/outputs",
+            "storage/places",
+            "storage/sources",
+            "storage/system",
+        )
     )
     passed = 0
 
@@ -307,7 +320,8 @@ def test_a_full_disk_shows_as_an_error(limit: int, large: Path, target: Path) ->
         assert names(target.parent) == ["out.gguf"]
 
 
-CALLS = ("writev", "posix_fallocate", "ftruncate", "fsync", "replace", "open", "dup", "fstat")
+SYSTEM_CALLS = ("fallocate", "renameat2")
+CALLS = (*SYSTEM_CALLS, "writev", "ftruncate", "fsync", "open", "dup", "fstat")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EDQUOT)
 
 
@@ -320,16 +334,24 @@ def test_a_failing_call_falls_back_or_fails_cleanly(
     monkeypatch.setattr("ggcl_fast.conversion._PREALLOCATED", 0)
     monkeypatch.setattr(sources, "SMALL", -1)
     n_open = open_files()
-    real, n_calls = getattr(os, call), 0
+    n_calls = 0
 
-    def failing(*args: Any, **options: Any) -> Any:
+    def failing(real: Callable[..., Any], of_system: bool, *args: Any, **options: Any) -> Any:
         nonlocal n_calls
         n_calls += 1
-        if n_calls == nth:
+        if n_calls != nth:
+            return real(*args, **options)
+        if not of_system:
             raise OSError(code, os.strerror(code))
-        return real(*args, **options)
+        ctypes.set_errno(code)
+        return -1
 
-    monkeypatch.setattr(os, call, failing)
+    if call in SYSTEM_CALLS:
+        functions = {name: system._function(name) for name in SYSTEM_CALLS}
+        functions[call] = functools.partial(failing, functions[call], True)
+        monkeypatch.setattr(system, "_function", functions.__getitem__)
+    else:
+        monkeypatch.setattr(os, call, functools.partial(failing, getattr(os, call), False))
     failed = None
     try:
         ggcl_fast.convert(source, target, force=True, fsync=True)
@@ -339,11 +361,10 @@ def test_a_failing_call_falls_back_or_fails_cleanly(
     if failed is not None:
         assert failed == code
         assert names(source.parent) == ["in.ggcl", "out.gguf"]
-        # The folder's own fsync comes when the target is in place.
-        assert target.read_bytes() == (whole if (call, nth) == ("fsync", 2) else OLD)
+        assert target.read_bytes() == OLD
     else:
         assert target.read_bytes() == whole
-        fell_back = call == "posix_fallocate" and code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+        fell_back = call in SYSTEM_CALLS and code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
         assert n_calls < nth or fell_back
     assert source.read_bytes() == SMALL
     assert open_files() == n_open
@@ -370,7 +391,7 @@ def test_fsync_reaches_the_file_before_and_the_folder_after_the_change(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace, exchange = os.fsync, os.replace, system.exchange
 
     def log_fsync(fd: int) -> None:
         events.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
@@ -381,7 +402,13 @@ def test_fsync_reaches_the_file_before_and_the_folder_after_the_change(
         replace(*args)
 
     monkeypatch.setattr(os, "fsync", log_fsync)
+
+    def log_exchange(one: str, other: str) -> bool:
+        events.append("replace")
+        return exchange(one, other)
+
     monkeypatch.setattr(os, "replace", log_replace)
+    monkeypatch.setattr(system, "exchange", log_exchange)
     ggcl_fast.convert(source, target, force=True)
     assert events == ["replace"]
     events.clear()

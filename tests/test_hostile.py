@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ggcl_fast
-from ggcl_fast import Checkpoint, CheckpointError, NotACheckpointError, TruncatedError, layout, sources, sweep
-from ggcl_fast.readers import ggcl
-from ggcl_fast.sweep import Engine
+from ggcl_fast import CheckpointError, NotACheckpointError, TruncatedError, open_checkpoint
+from ggcl_fast.formats import layout
+from ggcl_fast.readers import engine, ggcl, sweep
+from ggcl_fast.readers.engine import Engine, compiled
+from ggcl_fast.storage import sources
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import reference
@@ -40,7 +42,7 @@ def corpus() -> Iterator[bytes]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_bad_file_is_told_by_kind_place_and_words(bad: Hostile, engine: Engine) -> None:
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.from_buffer(GUARDED.holding(bad.data()), engine=engine)
+        open_checkpoint(GUARDED.holding(bad.data()), engine=engine)
     assert str(caught.value) == f"<buffer>: {bad.message}"
     assert type(caught.value) is bad.kind
 
@@ -67,14 +69,14 @@ def test_a_real_file_cut_at_any_byte_is_an_error() -> None:
     view = memoryview(ADAM)
     for size in range(len(ADAM)):
         with pytest.raises(TruncatedError if size >= 4 else NotACheckpointError):
-            Checkpoint.from_buffer(view[:size], engine="numba")
+            open_checkpoint(view[:size], engine="numba")
 
 
 # --- what is odd, and converted all the same ------------------------------------------------------------------------
 
 
 def converted(data: bytes, path: Path, engine: Engine = "auto") -> tuple[bytes, ggcl_fast.ConversionReport]:
-    with Checkpoint.from_buffer(data, engine=engine) as checkpoint:
+    with open_checkpoint(data, engine=engine) as checkpoint:
         report = ggcl_fast.convert(checkpoint, path, force=True)
     return path.read_bytes(), report
 
@@ -130,7 +132,7 @@ def test_check_finite_reports_each_tensor_and_fails(
 ) -> None:
     if not small:
         monkeypatch.setattr(sources, "SMALL", -1)
-        monkeypatch.setattr("ggcl_fast.finite._BLOCK", 64)
+        monkeypatch.setattr("ggcl_fast.inspection.values._STEP", 64)
     source, target = tmp_path / "in.ggcl", tmp_path / "out.gguf"
     source.write_bytes(ODD)
     for dry_run in (False, True):
@@ -188,7 +190,7 @@ def test_any_bytes_behind_the_magic_are_refused(tail: bytes, words: list[int]) -
 
 
 def test_the_pass_with_bounds_checks_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    signature = sweep.compiled().nopython_signatures[0]
+    signature = engine.compiled().nopython_signatures[0]
     checked = numba.njit(signature, boundscheck=True)(sweep.sweep)
     words = np.zeros(100, np.uint32)
     words[:5] = 2, 4, 0, 2, 2
@@ -196,7 +198,7 @@ def test_the_pass_with_bounds_checks_says_the_same(monkeypatch: pytest.MonkeyPat
     with pytest.raises(IndexError):  # the checks are on
         checked(words, 0, 400, plan, np.zeros(9, np.uint32), np.zeros(1, layout.TENSOR), 0, 0, 0, 0)
     expected = [verdict(data, "numba") for data in corpus()]
-    monkeypatch.setattr(sweep, "compiled", lambda: checked)
+    monkeypatch.setattr(engine, "compiled", lambda: checked)
     assert [verdict(data, "numba") for data in corpus()] == expected
 
 
@@ -210,13 +212,13 @@ def test_claimed_layers_cost_nothing(engine: Engine) -> None:
     """A header may claim as many layers as the file's size allows: they are found out before they cost anything."""
     data = checkpoint_bytes(Shape(n_layer=0, n_embd=1, n_vocab=1, n_mult=1, ranks=ONES)) + bytes(10_000_000)
     claimed = put(data, 36, "<I", len(data) // 432 - 1)
-    sweep.compiled()
+    compiled()
     with pytest.raises(CheckpointError, match=r"tensor 6 .*n_dims"), within_bounds(len(data) // 4, traced=True):
-        Checkpoint.from_buffer(claimed, engine=engine)
+        open_checkpoint(claimed, engine=engine)
 
 
 def test_real_layers_cost_in_proportion() -> None:
     data = checkpoint_bytes(Shape(n_layer=2000, n_embd=1, n_vocab=1, n_mult=1, n_ff=1, ranks=ONES))
-    sweep.compiled()
+    engine.compiled()
     with within_bounds(len(data), traced=True):
-        Checkpoint.from_buffer(data, engine="numba")
+        open_checkpoint(data, engine="numba")

@@ -1,6 +1,17 @@
-"""What is read: one module for each kind of file, each of which gives a `Checkpoint`.
+"""What is read: one module for each format of files, each of which gives a `Checkpoint`.
 
-To add a kind, write its module with a function ``read(source, engine)``, and name it in `_READERS`.
+What affects reading one format lives in its module: ``read(source, engine)``, which puts the tensors into the
+schema's order.  Nothing in this wing knows who asked, or what becomes of the checkpoint.  To add a format, write its
+module, and name it in `_READERS`.
+
+=========  =====================================================================
+`sweep`    the pass over the records of a ggcl file
+`engine`   what runs it
+`ggcl`     finetune checkpoints
+`by_name`  what formats share whose tensors are known by their names
+`gguf`     finetune checkpoints in GGUF form
+`ggla`     the adapters that finetune wrote beside its checkpoints
+=========  =====================================================================
 """
 
 from __future__ import annotations
@@ -8,28 +19,34 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
-from .. import kinds
 from ..checkpoint import Checkpoint
 from ..errors import NotACheckpointError
-from ..sources import Source, SourceFile, StrPath, is_url, read_at
-from ..sweep import Engine, pick_engine
+from ..formats import signatures
+from ..storage.opening import open_source
+from ..storage.sources import Buffer, Source, SourceBuffer, read_at
+from ..storage.urls import StrPath
+from .engine import Engine, check_engine
 
-__all__ = ["open_checkpoint", "open_source", "read"]
+__all__ = ["open_checkpoint", "read"]
 
-_READERS: Final = {kinds.GGCL: "ggcl", kinds.GGUF: "gguf_checkpoint", kinds.GGLA: "ggla"}
+_READERS: Final = {signatures.GGCL: "ggcl", signatures.GGUF: "gguf", signatures.GGLA: "ggla"}
 
 
-def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
+def open_checkpoint(source: StrPath | Buffer, *, name: str = "<buffer>", engine: Engine = "auto") -> Checkpoint:
     """Open a checkpoint, in the ggcl or the GGUF form, or the ggla adapter that was written beside it.
 
-    Its first bytes tell the kind.  Reads what says where the tensors are; tensor data only where it is asked for.
+    Its first bytes tell the format.  Reads what says where the tensors are; tensor data only where it is asked for.
 
     Parameters
     ----------
-    path
-        A file on a local disk, or a URL that fsspec knows (extra ``remote``).
+    source
+        A file on a local disk; a URL that fsspec knows (extra ``remote``); or a whole file in memory: anything with a
+        contiguous buffer, such as bytes, a memory map or a numpy array.  That is shared and not copied, and must not
+        change while the checkpoint is in use.  Bytes are never a path.
+    name
+        What messages call a buffer.
     engine
-        What runs the pass over the records of a ggcl file: see `sweep.pick_engine`.
+        What runs the pass over the records of a ggcl file: see `engine.pick_engine`.
 
     Raises
     ------
@@ -37,43 +54,38 @@ def open_checkpoint(path: StrPath, *, engine: Engine = "auto") -> Checkpoint:
         The file is not a checkpoint, or not a sound one.
     OSError
         It cannot be opened or read.
+    TypeError
+        `source` is none of these, or its buffer is not contiguous.
 
     Examples
     --------
     >>> with open_checkpoint("checkpoint.ggcl") as checkpoint:  # doctest: +SKIP
     ...     delta = checkpoint.tensors["output.weight.lora_b"] @ checkpoint.tensors["output.weight.lora_a"].T
     """
-    source = open_source(path)
+    # A path is what os.fspath takes, bytes apart.
+    is_path = isinstance(source, str) or hasattr(source, "__fspath__")
+    opened: Source = open_source(source) if is_path else SourceBuffer(source, name)  # type: ignore[arg-type]
     try:
-        return read(source, engine)
+        return read(opened, engine)
     except BaseException:
-        source.close()
+        opened.close()
         raise
 
 
-def open_source(path: StrPath) -> Source:
-    """Return the bytes at `path`, a file on a local disk or a URL; raises `OSError`."""
-    if is_url(path):
-        from ..remote import SourceRemote
-
-        return SourceRemote(str(path))
-    return SourceFile(path)
-
-
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:
-    """Read the checkpoint that `source` holds, whatever its kind; raises as `open_checkpoint` does."""
-    pick_engine(engine, 0)  # refuses what is none, whether the kind of file needs one or not
-    start = bytes(read_at(source, 0, kinds.LONGEST_SIGNATURE))
-    kind = kinds.recognise(start)
-    if kind not in _READERS:
-        found = f"{start[:4]!r}" if start else "an empty file"
-        if kind is not None:
-            found += f", {kind.name}"
+    """Read the checkpoint that `source` holds, whatever its format; raises as `open_checkpoint` does."""
+    check_engine(engine)  # whether the format has a use for it or not
+    start = bytes(read_at(source, 0, signatures.LONGEST_SIGNATURE))
+    format = signatures.recognise(start)
+    if format not in _READERS:
+        what = f"{start[:4]!r}" if start else "an empty file"
+        if format is not None:
+            what += f", {format.name}"
         raise NotACheckpointError(
             source=source.name, field="magic", offset=0,
-            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=found,
-            hint=kind.hint if kind is not None else None,
+            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=what,
+            hint=format.hint if format is not None else None,
         )  # fmt: skip
-    reader = importlib.import_module(f"{__name__}.{_READERS[kind]}")
+    reader = importlib.import_module(f"{__name__}.{_READERS[format]}")
     checkpoint: Checkpoint = reader.read(source, engine)
     return checkpoint

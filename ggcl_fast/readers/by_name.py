@@ -1,7 +1,7 @@
 """Tensors that are known by their names: what the readers of GGUF and ggla files share.
 
-Both kinds of file name their tensors and may have them in any order.  Here they are held against the schema: that all
-of them are there, and no others, and that their dims fit together.
+Files of both formats name their tensors and may have them in any order.  Here they are held against the schema: that
+all of them are there, and no others, and that their dims fit together.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
-from ..layout import ALIGNMENT, TENSOR
-from ..schema import schemas
-from ..sources import Source
+from ..formats.layout import ALIGNMENT, TENSOR
+from ..formats.schema import schemas
+from ..storage.sources import Source
 
-__all__ = ["Found", "tensor_table"]
+__all__ = ["NamedTensors", "tensor_table"]
 
 
-class Found(NamedTuple):
+class NamedTensors(NamedTuple):
     """The tensors of a file."""
 
     source: Source
@@ -40,7 +40,7 @@ class Found(NamedTuple):
         CheckpointError
             One of them is missing; `hint` ends the message.  That is found out before `n_layer` costs anything.
         """
-        names: tuple[str, ...] = ()
+        names: list[str] = []
         for lora in schemas(n_layer):
             for name in lora.names:
                 if name not in self.rows:
@@ -49,23 +49,24 @@ class Found(NamedTuple):
                         source=self.source.name, tensor=name, hint=hint,
                     )  # fmt: skip
             names += lora.names
-        return names
+        return tuple(names)
 
     def refuse_others(self, names: Sequence[str]) -> None:
         """Raise `CheckpointError` if there are tensors besides `names`."""
         if len(names) == len(self.rows):
             return
-        other = next(iter(self.rows.keys() - set(names)))
+        known = set(names)
+        other = next(name for name in self.rows if name not in known)
         raise CheckpointError(
             "a finetune checkpoint of this shape has no tensor of this name",
             source=self.source.name, tensor=other, index=self.rows[other],
         )  # fmt: skip
 
     def check_lora_dims(self, n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> None:
-        """Hold the dims of all LoRA tensors against `ranks` and `dims`; see `Schema.plan`, n_ff included."""
+        """Hold the dims of all LoRA tensors against `ranks` and `dims`; see `Schema.expected`, n_ff included."""
         for lora in schemas(n_layer):
-            plan = lora.plan(ranks, dims)
-            self._check(lora.names, np.column_stack([plan[:, 1:3], np.ones((len(plan), 2), np.int64)]))
+            ne = lora.expected(ranks, dims)[:, 1:3]
+            self._check(lora.names, np.column_stack([ne, np.ones_like(ne)]))
 
     def check_dims(self, expected: Mapping[str, Sequence[int]]) -> None:
         """Hold the dims of some tensors, by name, against those that they must have."""

@@ -15,34 +15,22 @@ import numpy.typing as npt
 
 from ..checkpoint import Adam, Checkpoint, Lbfgs, ModelParameters, Optimizer, Training
 from ..errors import CheckpointError, TruncatedError, printable
-from ..layout import ADAM_END, ALIGNMENT, GGCL_VERSION, HEADER, LBFGS_END, OPTIMIZER, OPTIMIZER_VERSION, RECORD, TENSOR
-from ..schema import MODULES, n_records, schemas, smallest_size
-from ..sources import Source, read_at
-from ..sweep import N_FF, Engine, pick_engine, walk
+from ..formats.layout import (
+    ADAM_END,
+    ALIGNMENT,
+    GGCL_VERSION,
+    HEADER,
+    LBFGS_END,
+    OPTIMIZER,
+    OPTIMIZER_VERSION,
+    RECORD,
+    TENSOR,
+)
+from ..formats.schema import MODULES, N_FF, OPTIMIZER_TENSORS, n_records, schemas, smallest_size
+from ..storage.sources import Source, read_at
+from .engine import Engine, pick_engine, walk
 
-__all__ = ["OPTIMIZER_TENSORS", "read"]
-
-OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
-    "adam": (
-        ("first_moments", ("nx",)),
-        ("second_moments", ("nx",)),
-        ("past_loss_values", ("past",)),
-    ),
-    "lbfgs": (
-        ("current_parameters", ("nx",)),
-        ("previous_parameters", ("nx",)),
-        ("current_gradients", ("nx",)),
-        ("previous_gradients", ("nx",)),
-        ("search_direction", ("nx",)),
-        ("past_loss_values", ("past",)),
-        ("memory_alpha", ("lbfgs_m",)),
-        ("memory_ys", ("lbfgs_m",)),
-        ("memory_s", ("nx", "lbfgs_m")),
-        ("memory_y", ("nx", "lbfgs_m")),
-    ),
-}
-"""Optimizer tensors in file order: the last part of the GGUF name, and the dims (innermost first) as fields of
-`layout.OPTIMIZER`.  past_loss_values is absent where past is 0."""
+__all__ = ["read", "written_n_ff"]
 
 _END: Final = {"adam": ADAM_END, "lbfgs": LBFGS_END}
 _TITLE: Final = {"adam": "Adam", "lbfgs": "L-BFGS"}
@@ -59,72 +47,72 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
 
     # Rows for the optimizer's tensors at the end; how many of them there are shows below.
     table = np.zeros(n_lora + max(map(len, OPTIMIZER_TENSORS.values())), TENSOR)
-    names: tuple[str, ...] = ()
-    expected_names: list[str] = []
+    names: list[str] = []
+    renamed: list[str] = []  # what the first one ought to be called
     position, gguf, n_ff = HEADER.itemsize, 0, 0
     for lora in schemas(header["n_layer"]):
         first = len(names)
-        plan = lora.plan(ranks, header)
+        expected = lora.expected(ranks, header)
         if source.far:
-            _prefetch(source, plan, position, n_ff or _written_n_ff(header))
+            _prefetch(source, expected, position, n_ff or written_n_ff(header))
         index, position, gguf, n_ff = walk(
-            source, plan, lora.name_words, table[first:], position=position, gguf=gguf, n_ff=n_ff, engine=chosen
+            source, expected, lora.name_words, table[first:], position=position, gguf=gguf, n_ff=n_ff, engine=chosen
         )
-        if index < len(plan):
-            _explain(source, first + index, lora.names[index], plan[index], position, n_ff)
+        if index < len(expected):
+            _explain(source, first + index, lora.names[index], expected[index], position, n_ff)
         names += lora.names
-        expected_names += [lora.source_names[i] for i in np.flatnonzero(table["renamed"][first : len(names)])[:1]]
+        renamed = renamed or [lora.source_names[i] for i in np.flatnonzero(table["renamed"][first : len(names)])[:1]]
 
     n_elements = int(table["nbytes"][:n_lora].sum()) // 4
     fixed = _optimizer_header(source, position, n_elements)
     name = _which_optimizer(source, position, fixed)
     tensors = OPTIMIZER_TENSORS[name]
-    plan = _optimizer_plan(name, fixed)
+    expected = _optimizer_records(name, fixed)
     index, position, _, _ = walk(
-        source, plan, _NO_NAMES, table[n_lora:], position=position + OPTIMIZER.itemsize, gguf=gguf, engine=chosen
+        source, expected, _NO_NAMES, table[n_lora:], position=position + OPTIMIZER.itemsize, gguf=gguf, engine=chosen
     )
     optimizer_names = [f"optimizer.{name}.{tensor}" for tensor, _ in tensors]
     if index < len(tensors):
-        _explain(source, n_lora + index, optimizer_names[index], plan[index], position, 0)
+        _explain(source, n_lora + index, optimizer_names[index], expected[index], position, 0)
 
-    present = [n_lora + i for i in range(len(tensors)) if plan[i, 0]]
+    present = [n_lora + i for i in range(len(tensors)) if expected[i, 0]]
     # As plain bytes: numpy copies structured rows field by field.
     rows = table.view(f"V{TENSOR.itemsize}")
     rows[n_lora : n_lora + len(present)] = rows[present]
-    names += tuple(optimizer_names[row - n_lora] for row in present)
-    warnings = (_renamed_warning(source, expected_names[0], table[:n_lora]),) if expected_names else ()
+    names += (optimizer_names[row - n_lora] for row in present)
+    warnings = (_renamed_warning(source, renamed[0], table[:n_lora]),) if renamed else ()
     return Checkpoint(
         source,
         ModelParameters(
             **{name: header[name] for name in _PARAMETERS},
-            n_ff=n_ff or _written_n_ff(header),
+            n_ff=n_ff or written_n_ff(header),
             n_head_kv=header["n_head"],
         ),
         ranks,
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
         _optimizer(source, name, fixed, position),
-        names,
+        tuple(names),
         table[: len(names)],
         warnings,
     )
 
 
-def _prefetch(source: Source, plan: npt.NDArray[np.int64], position: int, n_ff: int) -> None:
+def _prefetch(source: Source, expected: npt.NDArray[np.int64], position: int, n_ff: int) -> None:
     """Have the records fetched from where they are if the file is as it ought to be; the sweep takes no such thing."""
-    offsets = _expected_offsets(plan, position, n_ff)
-    told = np.flatnonzero(plan[:, 2] == N_FF)[:1]
+    offsets = _expected_offsets(expected, position, n_ff)
+    told = np.flatnonzero(expected[:, 2] == N_FF)[:1]
     if len(told):  # the first record that tells n_ff lies where it lies whatever n_ff is
         data = read_at(source, offsets[int(told[0])] + RECORD.itemsize + 4, 4)
-        found = int.from_bytes(data, "little")
-        if found != n_ff and found <= source.size:
-            offsets = _expected_offsets(plan, position, found)
+        written = int.from_bytes(data, "little")
+        if written != n_ff and written <= source.size:
+            offsets = _expected_offsets(expected, position, written)
     source.prefetch(offsets)
 
 
-def _expected_offsets(plan: npt.NDArray[np.int64], position: int, n_ff: int) -> list[int]:
-    """Return where each record of `plan` starts, and where the next would, if names and dims are as expected."""
+def _expected_offsets(expected: npt.NDArray[np.int64], position: int, n_ff: int) -> list[int]:
+    """Return where each expected record starts, and where the next would, if names and dims are as expected."""
     offsets = [position]
-    for n_dims, ne0, ne1, _, name_len in plan.tolist():
+    for n_dims, ne0, ne1, _, name_len in expected.tolist():
         data = -(-(position + RECORD.itemsize + 4 * n_dims + name_len) // ALIGNMENT) * ALIGNMENT
         position = data + 4 * ne0 * (n_ff if ne1 == N_FF else ne1)
         offsets.append(position)
@@ -171,7 +159,7 @@ def _header(source: Source) -> dict[str, int]:
     return header
 
 
-def _written_n_ff(header: dict[str, int]) -> int:
+def written_n_ff(header: dict[str, int]) -> int:
     """Return the feed-forward length that the writer computed: all there is to go by in a file without layers."""
     n_mult = header["n_mult"] or 1
     return -(-(2 * (4 * header["n_embd"]) // 3) // n_mult) * n_mult
@@ -197,14 +185,14 @@ def _optimizer_ne(name: str, fixed: dict[str, int]) -> list[list[int]]:
     return [ne if ne[0] else [] for ne in dims]
 
 
-def _optimizer_plan(name: str, fixed: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Return the plan of the optimizer's records for `sweep.sweep`."""
-    plan = np.zeros((len(OPTIMIZER_TENSORS[name]), 5), np.int64)
-    plan[:, 2] = 1
+def _optimizer_records(name: str, fixed: dict[str, int]) -> npt.NDArray[np.int64]:
+    """Return what `sweep.sweep` expects of the optimizer's records."""
+    expected = np.zeros((len(OPTIMIZER_TENSORS[name]), 5), np.int64)
+    expected[:, 2] = 1
     for row, ne in enumerate(_optimizer_ne(name, fixed)):
-        plan[row, 0] = len(ne)
-        plan[row, 1 : 1 + len(ne)] = ne
-    return plan
+        expected[row, 0] = len(ne)
+        expected[row, 1 : 1 + len(ne)] = ne
+    return expected
 
 
 def _end_of(name: str, position: int, fixed: dict[str, int]) -> int:
@@ -227,8 +215,8 @@ def _which_optimizer(source: Source, position: int, fixed: dict[str, int]) -> st
     for name, end in ends.items():
         if end == source.size:
             return name
-    kind = TruncatedError if source.size < ends["adam"] else CheckpointError
-    raise kind(
+    error = TruncatedError if source.size < ends["adam"] else CheckpointError
+    raise error(
         "the file's end fits no optimizer", source=source.name, field="optimizer state", offset=position,
         expected="a file of " + " or ".join(f"{end} bytes ({_TITLE[name]})" for name, end in ends.items()),
         found=source.size,
@@ -255,8 +243,8 @@ def _explain(
 ) -> NoReturn:
     """Decode the record at `position`, where the sweep stopped, and raise what is wrong with it."""
 
-    def fault(kind: type[CheckpointError], field: str, offset: int, expected: object, found: object) -> NoReturn:
-        raise kind(
+    def fault(error: type[CheckpointError], field: str, offset: int, expected: object, found: object) -> NoReturn:
+        raise error(
             source=source.name, tensor=name, index=index, field=field, offset=offset, expected=expected, found=found
         )
 
@@ -264,9 +252,9 @@ def _explain(
     if len(data) < RECORD.itemsize:
         fault(TruncatedError, "record", position, f"{RECORD.itemsize} bytes", len(data))
     n_dims, name_len, dtype = (int(word) for word in np.frombuffer(data, "<u4"))
-    planned_dims, ne0, ne1 = (int(number) for number in expected[:3])
-    if n_dims != planned_dims:
-        fault(CheckpointError, "n_dims", position, planned_dims, n_dims)
+    expected_dims, ne0, ne1 = (int(number) for number in expected[:3])
+    if n_dims != expected_dims:
+        fault(CheckpointError, "n_dims", position, expected_dims, n_dims)
     if dtype != 0:
         fault(CheckpointError, "dtype", position + 8, "0 (float32)", dtype)
     at = position + RECORD.itemsize
@@ -274,9 +262,9 @@ def _explain(
     if len(data) < 4 * n_dims:
         fault(TruncatedError, "dims", at, f"{4 * n_dims} bytes", len(data))
     dims = tuple(int(word) for word in np.frombuffer(data, "<u4"))
-    planned = (ne0, (n_ff or "n_ff") if ne1 == N_FF else ne1)[:n_dims]
-    if dims != planned and not (planned[-1:] == ("n_ff",) and dims[0] == ne0 and dims[1] > 0):
-        fault(CheckpointError, "dims", at, str(planned).replace("'", ""), dims)
+    right = (ne0, (n_ff or "n_ff") if ne1 == N_FF else ne1)[:n_dims]
+    if dims != right and not (right[-1:] == ("n_ff",) and dims[0] == ne0 and dims[1] > 0):
+        fault(CheckpointError, "dims", at, str(right).replace("'", ""), dims)
     at += 4 * n_dims
     if name_len > source.size - at:
         fault(TruncatedError, "name", at, f"{name_len} bytes", f"{source.size - at}")
@@ -295,9 +283,9 @@ def _renamed_warning(source: Source, expected: str, table: npt.NDArray[np.void])
     first = int(renamed[0])
     record = int(table["record"][first])
     name_len = int(np.frombuffer(read_at(source, record, RECORD.itemsize), RECORD)[0]["name_len"])
-    found = bytes(read_at(source, record + RECORD.itemsize + 8, min(name_len, _LARGEST_NAME_SHOWN)))
+    name = bytes(read_at(source, record + RECORD.itemsize + 8, min(name_len, _LARGEST_NAME_SHOWN)))
     return (
         f"{len(renamed)} of {len(table)} tensors have unexpected names and were taken by their position; "
         f"the first is tensor {first}, at offset {record} ({record:#x}): expected '{expected}', "
-        f"found '{printable(found)}'"
+        f"found '{printable(name)}'"
     )

@@ -11,8 +11,8 @@ everything else that is missing is missed.
 from __future__ import annotations
 
 import re
-import struct
 from array import array
+from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -20,16 +20,15 @@ import numpy.typing as npt
 
 from ..checkpoint import Checkpoint, ModelParameters, Training
 from ..errors import CheckpointError, TruncatedError, printable
-from ..layout import ALIGNMENT, GGLA_HEADER, GGLA_VERSION, RECORD
-from ..schema import LAYER_MODULES, MODEL_MODULES, MODULES
-from ..sources import Source, read_at
-from ..sweep import Engine
-from .by_name import Found, tensor_table
+from ..formats.layout import ALIGNMENT, GGLA_HEADER, GGLA_VERSION, RECORD
+from ..formats.schema import LAYER_MODULES, MODEL_MODULES, MODULES, Module
+from ..storage.sources import Source, read_at
+from .by_name import NamedTensors, tensor_table
+from .engine import Engine
 
 __all__ = ["read"]
 
-_FIXED: Final = struct.Struct("<3I")  # layout.RECORD
-_DIMS: Final = {1: struct.Struct("<I"), 2: struct.Struct("<2I")}  # builds of 2024 left a last dim of 1 out
+_N_DIMS: Final = (1, 2)  # builds of 2024 left a last dim of 1 out
 _LONGEST_NAME: Final = 255  # bytes; real ones have some 40
 _NAME: Final = re.compile(rb"(?:(layers|blk)\.(0|[1-9][0-9]{0,8})\.)?([a-z0-9_.]+)\.weight\.lora([AB])", re.ASCII)
 
@@ -39,7 +38,8 @@ _WEIGHTS: Final = {
     b"blk": {m.base_name.rpartition(".")[2]: m.base_name for m in LAYER_MODULES},
 }
 """GGUF base name of each weight by how its name in the file begins, then by the rest of that name."""
-assert RECORD.itemsize == _FIXED.size
+_HEAD: Final = RECORD.itemsize + 8  # bytes before the name of a record with two dims
+_MOST_PREDICTED: Final = 1 << 16  # records
 
 
 class _Records(NamedTuple):
@@ -54,16 +54,16 @@ class _Records(NamedTuple):
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001 - nothing is swept here
     """Read the ggla file that `source` holds; raises as `readers.open_checkpoint` does."""
-    scale = _scale(source)
-    names, n_layer, numbers = _read_records(source)
+    rank, alpha = _header(source)
+    names, n_layer, numbers = _read_records(source, rank)
     ne = numbers[:, 2:4]
     padded = np.column_stack([ne, np.ones_like(ne)])
-    found = Found(source, {name: row for row, name in enumerate(names)}, padded, numbers[:, 0] + RECORD.itemsize)
-    found.lora_names(n_layer, "finetune wrote all of them; the file may be cut short")
-    found.refuse_others(names)
+    rows = {name: row for row, name in enumerate(names)}
+    tensors = NamedTensors(source, rows, padded, numbers[:, 0] + RECORD.itemsize)
+    tensors.lora_names(n_layer, "finetune wrote all of them; the file may be cut short")
 
-    ranks, dims = _infer(found, n_layer)
-    found.check_lora_dims(n_layer, ranks, dims)
+    ranks, dims = _infer(tensors, n_layer)
+    tensors.check_lora_dims(n_layer, ranks, dims)
     table = tensor_table(numbers[:, 1], ne, 2)
     table["record"] = numbers[:, 0]
     return Checkpoint(
@@ -78,41 +78,46 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
         names,
         table,
         (),
-        kind="ggla",
-        scale=scale,
+        format="ggla",
+        scale=alpha / rank,
     )  # fmt: skip
 
 
-def _scale(source: Source) -> float:
-    """Read the fixed header and return what deltas are multiplied by."""
+def _header(source: Source) -> tuple[int, int]:
+    """Read the fixed header and return lora_r and lora_alpha."""
     data = read_at(source, 0, GGLA_HEADER.itemsize)
     if len(data) < GGLA_HEADER.itemsize:
         raise TruncatedError(
             source=source.name, field="header", offset=0, expected=f"{GGLA_HEADER.itemsize} bytes", found=len(data)
         )
     _, version, rank, alpha = np.frombuffer(data, GGLA_HEADER)[0].item()
-    for field, offset, good, expected, found in (
+    for field, offset, good, expected, number in (
         ("version", 4, version == GGLA_VERSION, f"{GGLA_VERSION}, the only one ever written", version),
         ("lora_r", 8, rank > 0, "at least 1", rank),
         ("lora_alpha", 12, alpha > 0, "at least 1", alpha),
     ):
         if not good:
-            raise CheckpointError(source=source.name, field=field, offset=offset, expected=expected, found=found)
-    return float(alpha / rank)
+            raise CheckpointError(source=source.name, field=field, offset=offset, expected=expected, found=number)
+    return rank, alpha
 
 
-def _read_records(source: Source) -> _Records:
+def _read_records(source: Source, rank: int) -> _Records:
     """Walk the records up to the end of the file."""
     names: dict[str, None] = {}
     numbers = array("q")
     n_layer = 0
     position = GGLA_HEADER.itemsize
+    prediction = _Prediction(rank) if source.far else None
     while position < source.size:
-        name, layer, record = _read_record(source, len(names), position)
+        if prediction is not None:
+            prediction.serve(source, len(names), position)
+        name, layer, record, head = _read_record(source, len(names), position)
         if name in names:
             raise CheckpointError(
                 "the tensor is there twice", source=source.name, tensor=name, index=len(names), offset=position
             )
+        if prediction is not None:
+            prediction.learn(len(names), head, record)
         names[name] = None
         n_layer = max(n_layer, layer + 1)
         numbers.extend(record)
@@ -120,8 +125,71 @@ def _read_records(source: Source) -> _Records:
     return _Records(tuple(names), n_layer, np.array(numbers, np.int64).reshape(-1, 4))
 
 
-def _read_record(source: Source, index: int, position: int) -> tuple[str, int, tuple[int, int, int, int]]:
-    """Read the record at `position`: its GGUF name, its layer (-1 for none), and a row of `_Records.numbers`."""
+class _Prediction:
+    """Where the records of a far source will be, in finetune's order, so that they are fetched together.
+
+    What no record has told yet is guessed: lora_r as the rank, 1 for norms, LLaMA's vocabulary and n_ff, GGUF's names.
+    A wrong guess costs another request, when a record is not where it was fetched from.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._ranks = {m.rank: 1 if m.n_out == "one" else rank for m in MODULES}
+        self._dims: dict[str, int] = {}
+        self._old_names = False
+        self._shorter: dict[tuple[str, int], int] = {}  # bytes that a record's head lacks, by rank and end
+        self._fetched: set[int] = set()
+
+    def serve(self, source: Source, index: int, position: int) -> None:
+        """Have record `index`, at `position`, fetched with all that follow, if it is not there."""
+        if position not in self._fetched:
+            offsets = list(self._offsets(index, position, source.size))
+            source.prefetch(offsets)
+            self._fetched = set(offsets)
+
+    def learn(self, index: int, head: int, record: tuple[int, int, int, int]) -> None:
+        """Take from a record, whose data could begin after `head` bytes, what the next ones will be like."""
+        module, end, layer = _expected(index)
+        self._ranks[module.rank] = record[2]
+        self._dims.setdefault(module.n_out if end else module.n_in, record[3])
+        names = _name_lengths(module, layer)
+        if names[0] != names[1]:
+            self._old_names = abs(head - _HEAD - names[1]) < abs(head - _HEAD - names[0])
+        self._shorter[module.rank, end] = _HEAD + names[self._old_names] - head
+
+    def _offsets(self, index: int, position: int, size: int) -> Iterator[int]:
+        for i in range(index, index + _MOST_PREDICTED):
+            if position >= size:
+                return
+            yield position
+            module, end, layer = _expected(i)
+            name = _name_lengths(module, layer)[self._old_names]
+            head = max(0, _HEAD + name - self._shorter.get((module.rank, end), 0))
+            data = -(-(position + head) // ALIGNMENT) * ALIGNMENT
+            position = data + 4 * self._ranks[module.rank] * self._dim(module.n_out if end else module.n_in)
+
+    def _dim(self, name: str) -> int:
+        n_embd = self._dims.get("n_embd", 4096)
+        guesses = {"one": 1, "n_vocab": 32000, "n_ff": -(-(2 * (4 * n_embd) // 3) // 256) * 256}
+        return self._dims.get(name, guesses.get(name, n_embd))
+
+
+def _expected(index: int) -> tuple[Module, int, int]:
+    """Return the module of record `index` in finetune's order, 0 for its A or 1 for its B, and its layer."""
+    pair, end = divmod(index, 2)
+    if pair < len(MODEL_MODULES):
+        return MODEL_MODULES[pair], end, 0
+    layer, i = divmod(pair - len(MODEL_MODULES), len(LAYER_MODULES))
+    return LAYER_MODULES[i], end, layer
+
+
+def _name_lengths(module: Module, layer: int) -> tuple[int, int]:
+    """Return the length of a tensor's name, in GGUF's style and in the old one."""
+    old = module.weight if module in MODEL_MODULES else f"layers.{layer}.{module.weight}"
+    return len(f"{module.base_name.format(bid=layer)}.weight.loraA"), len(f"{old}.weight.loraA")
+
+
+def _read_record(source: Source, index: int, position: int) -> tuple[str, int, tuple[int, int, int, int], int]:
+    """Read the record at `position`: GGUF name, layer (-1 for none), row of `_Records.numbers`, bytes with its name."""
     start, window = source.window(position)
     head, ne0, ne1, name_len = _read_head(source, index, position, window[position - start :])
     at = position + head
@@ -137,24 +205,24 @@ def _read_record(source: Source, index: int, position: int) -> tuple[str, int, t
             source=source.name, tensor=known[0], index=index, field="data", offset=data, expected=f"{nbytes} bytes",
             found=max(0, source.size - data),
         )  # fmt: skip
-    return *known, (position, data, ne0, ne1)
+    return *known, (position, data, ne0, ne1), head + name_len
 
 
 def _read_head(source: Source, index: int, position: int, window: memoryview) -> tuple[int, int, int, int]:
     """Read what stands before the name of a record: how long that is, both dims, and the length of the name."""
     left = source.size - position
-    at = _FIXED.size
+    at = RECORD.itemsize
     if left < at:
         _fault(TruncatedError, source, index, "head", position, f"{at} bytes", left)
-    n_dims, name_len, dtype = _FIXED.unpack_from(window)
-    if n_dims not in _DIMS:
+    n_dims, name_len, dtype = np.frombuffer(window, RECORD, 1)[0].item()
+    if n_dims not in _N_DIMS:
         _fault(CheckpointError, source, index, "n_dims", position, 2, n_dims)
     if dtype != 0:
         _fault(CheckpointError, source, index, "dtype", position + 8, "0 (float32)", dtype)
     head = at + 4 * n_dims
     if left < head:
         _fault(TruncatedError, source, index, "dims", position + at, f"{head - at} bytes", left - at)
-    ne0, ne1 = (*_DIMS[n_dims].unpack_from(window, at), 1)[:2]
+    ne0, ne1 = (*np.frombuffer(window, "<u4", n_dims, at).tolist(), 1)[:2]
     if ne0 == 0 or ne1 == 0:
         _fault(CheckpointError, source, index, "dims", position + at, "at least 1 each", (ne0, ne1))
     if name_len > _LONGEST_NAME:
@@ -165,11 +233,11 @@ def _read_head(source: Source, index: int, position: int, window: memoryview) ->
 
 
 def _fault(
-    kind: type[CheckpointError], source: Source, index: int, field: str, offset: int, expected: object, found: object
+    error: type[CheckpointError], source: Source, index: int, field: str, offset: int, expected: object, found: object
 ) -> NoReturn:
     """Raise that something is wrong with a record of which the name is not known yet."""
     where = f"record {index} {field}"
-    raise kind(source=source.name, index=index, field=where, offset=offset, expected=expected, found=found)
+    raise error(source=source.name, index=index, field=where, offset=offset, expected=expected, found=found)
 
 
 def _gguf_name(raw: bytes) -> tuple[str, int] | None:
@@ -185,12 +253,12 @@ def _gguf_name(raw: bytes) -> tuple[str, int] | None:
     return name, int(layer) if layer else -1
 
 
-def _infer(found: Found, n_layer: int) -> tuple[dict[str, int], dict[str, int]]:
+def _infer(tensors: NamedTensors, n_layer: int) -> tuple[dict[str, int], dict[str, int]]:
     """Return ranks and dims as the tensors of the model and of its first layer have them; 0 where there is no layer."""
 
     def ne(base_name: str, end: str) -> list[int]:
-        row = found.rows[f"{base_name.format(bid=0)}.weight.lora_{end}"]
-        return [int(dim) for dim in found.ne[row, :2]]
+        row = tensors.rows[f"{base_name.format(bid=0)}.weight.lora_{end}"]
+        return [int(dim) for dim in tensors.ne[row, :2]]
 
     ranks = dict.fromkeys((m.rank for m in MODULES), 0)
     dims = dict.fromkeys(("n_embd", "n_vocab", "n_ff", "n_embd_kv"), 0)

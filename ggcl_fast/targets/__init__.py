@@ -1,20 +1,27 @@
-"""What is written: one module for each kind of output, each of which takes a `Checkpoint`.
+"""What is written: one module for each kind of output, each of which plans the files that a `Checkpoint` becomes.
 
-To add a kind, write its module with a function ``plan(checkpoint, options)``, as `targets.plan` says, and name it in
-`TARGETS`.
+What affects one output lives in its module: ``plan(checkpoint, options, base, outputs)``, as `plan` says.  Nothing in
+this wing knows where files go; it only names them.  To add an output, write its module and name it in `TARGETS`.
+
+============  ==============================================================================
+`options`     what is asked of a job, from the command down to here
+`names`       which outputs a job has, and what each is called
+`plan`        what a target answers: the files that it would write
+`deltas`      A, B and norms of a checkpoint's pairs
+`base_model`  the model that a checkpoint was trained on
+`checkpoint`  the GGUF finetune checkpoint
+`adapter`     a GGUF LoRA adapter, and a copy of the base model with its norms
+`merged`      the base model with every delta added
+`peft`        a folder for Hugging Face's PEFT
+============  ==============================================================================
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
-if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from .plan import Options, Plan
-
-__all__ = ["DEFAULT", "OUTTYPES", "TARGETS", "Target", "check_options", "default_for", "planner"]
+__all__ = ["DEFAULT", "OUTTYPES", "TARGETS", "Target"]
 
 OUTTYPES: Final = ("f32", "f16", "bf16")
 """Types that an adapter's tensors can have; the first is the default."""
@@ -46,42 +53,3 @@ TARGETS: Final[Mapping[str, Target]] = {
     ),
 }  # fmt: skip
 """By the name of its module."""
-
-_FLAGS: Final = {
-    "base": "--base (base=)",
-    "base_out": "--base-out (base_out=)",
-    "token_embd": "--no-token-embd (token_embd=False)",
-}
-
-
-def default_for(kind: str) -> str:
-    """Return what a file of this kind (`Checkpoint.kind`) becomes unless told otherwise."""
-    return DEFAULT if kind == "ggcl" else "adapter"
-
-
-def check_options(to: str, outtype: str, given: Mapping[str, bool]) -> None:
-    """Hold options against what the target `to` takes; `given` says of each name in `Target.takes` whether it is set.
-
-    Raises
-    ------
-    ValueError
-        There is no such target, or an option that it needs is missing, or one is given that means nothing to it.
-    """
-    if to not in TARGETS:
-        raise ValueError(f"to: expected one of {', '.join(TARGETS)}, found {to!r}")
-    target = TARGETS[to]
-    for name, is_given in given.items():
-        if is_given and name not in target.takes:
-            raise ValueError(f"{_FLAGS[name]} means nothing with --to {to}")
-        if not is_given and name in target.needs:
-            raise ValueError(f"--to {to} needs {_FLAGS[name]}")
-    if outtype not in target.outtypes:
-        raise ValueError(f"--outtype (outtype=) with --to {to}: expected {' or '.join(target.outtypes)}, not {outtype}")
-    if given["base_out"] and not given["base"]:
-        raise ValueError(f"{_FLAGS['base_out']} needs {_FLAGS['base']}")
-
-
-def planner(to: str) -> Callable[[Checkpoint, Options], Plan]:
-    """Return the function ``plan`` of target `to`, importing its module."""
-    plan: Callable[[Checkpoint, Options], Plan] = importlib.import_module(f"{__name__}.{to}").plan
-    return plan

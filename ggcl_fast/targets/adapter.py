@@ -11,31 +11,29 @@ of the base model in which only they are changed, and this adapter upon it, are 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import gguf
 
-from ..base_model import BaseModel
-from ..checkpoint import Checkpoint
-from ..deltas import OUTPUT, TOKEN_EMBD, Floats, Pair, norm_size, pairs
+from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..gguf_writer import TensorInfo, as_bytes, head, packed_keys, padding, quantized
-from ..payload import Output, Progress, copy_patched
-from .plan import File, Options, Plan
+from ..formats.finetune_keys import ARCH
+from ..formats.gguf_writer import TensorInfo, as_bytes, file_size, head, packed_keys, padding
+from ..formats.layout import ALIGNMENT
+from ..formats.numbers import TYPES, Floats, quantized
+from ..storage.copying import Progress, copy_patched
+from ..storage.outputs import Writer
+from ..storage.urls import StrPath, public_name
+from .base_model import BaseModel
+from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
+from .options import Options
+from .plan import File, Plan
 
-__all__ = ["plan", "write"]
-
-_TYPES: Final = {
-    "f32": gguf.GGMLQuantizationType.F32,
-    "f16": gguf.GGMLQuantizationType.F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-}
-_INFO_TAKES: Final = 256  # bytes about: a tensor's info and padding, or all keys
+__all__ = ["adapter_file", "plan"]
 
 
-def plan(checkpoint: Checkpoint, options: Options) -> Plan:
+def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:
     """Plan the adapter, and with a base model its copy with patched norms.
 
     Raises
@@ -44,33 +42,28 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         The checkpoint was trained on another model than the base, or the base has tied embeddings, which llama.cpp
         cannot adapt.
     """
-    found = pairs(checkpoint)
-    base, notes = options.base, []
+    pairs, notes = checkpoint.pairs, []
     left_out = set() if options.token_embd else {TOKEN_EMBD}
     if base is not None:
-        base.check(checkpoint, found)
+        base.check(checkpoint)
         if base.is_tied:
-            left_out |= _left_out_of_tied(checkpoint, base, found, options.token_embd)
-    if skipped := [pair.weight for pair in found if pair.weight in left_out]:
+            left_out |= _left_out_of_tied(checkpoint, base, options.token_embd)
+    if skipped := [pair.weight for pair in pairs if pair.weight in left_out]:
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
-    kept = [pair for pair in found if not pair.is_norm and pair.weight not in left_out]
-    kind = _TYPES[options.outtype]
-    write_adapter = functools.partial(write, checkpoint, kept, kind)
-    about = _INFO_TAKES + sum(2 * _INFO_TAKES + 4 * pair.rank * (pair.n_in + pair.n_out) for pair in kept)
-    files = [File(write_adapter, about)]
+    kept = [pair for pair in pairs if not pair.is_norm and pair.weight not in left_out]
+    files = [adapter_file(checkpoint, kept, TYPES[options.outtype])]
     if base is not None:
-        name = _base_out(options, base)
-        files.insert(0, File(functools.partial(_write_base, checkpoint, base, found), base.source.size, name))
-        notes.append(f"the norm deltas are in {name}: load the adapter upon that model")
-    elif any(pair.is_norm for pair in found):
+        files.insert(0, File(functools.partial(_write_base, checkpoint, base), base.source.size))
+        notes.append(f"the norm deltas are in {public_name(outputs[0])}: load the adapter upon that model")
+    elif any(pair.is_norm for pair in pairs):
         notes.append(
-            f"left out: {norm_size(checkpoint, found)}, which llama.cpp ignores in adapters; "
+            f"left out: {norm_size(checkpoint)}, which llama.cpp ignores in adapters; "
             "--base writes a copy of the base model that has them"
         )
     return Plan(tuple(files), 2 * len(kept), tuple(notes))
 
 
-def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, found: list[Pair], token_embd: bool) -> set[str]:
+def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, token_embd: bool) -> set[str]:
     """Return the weights that an adapter upon a model with tied embeddings cannot have.
 
     llama.cpp refuses a pair for an output weight that is not there, and aborts in the first computation with a pair
@@ -79,7 +72,7 @@ def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, found: list[Pair]
     cannot = {TOKEN_EMBD, OUTPUT}
     if not token_embd:
         return cannot
-    for pair in found:
+    for pair in checkpoint.pairs:
         if pair.weight in cannot:
             raise CheckpointError(
                 f"llama.cpp cannot adapt tied embeddings, and {base.source.name} has no {OUTPUT} of its own",
@@ -90,54 +83,59 @@ def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, found: list[Pair]
     return cannot
 
 
-def _base_out(options: Options, base: BaseModel) -> str:
-    """Return where the base model with patched norms goes."""
-    if options.base_out is not None:
-        return options.base_out
-    stems = [os.path.splitext(os.path.basename(path))[0] for path in (base.source.name, options.target)]
-    return os.path.join(os.path.dirname(options.target), "-".join(stems) + ".gguf")
+class _Tensor(NamedTuple):
+    """A tensor of the adapter."""
+
+    info: TensorInfo
+    read: Callable[[], Floats]
 
 
-def write(
-    checkpoint: Checkpoint,
-    found: list[Pair],
-    kind: gguf.GGMLQuantizationType,
-    output: Output,
-    progress: Progress | None = None,
-) -> None:
-    """Write the pairs `found`, none of them a norm's, to `output` as a GGUF adapter with tensors of type `kind`.
+def adapter_file(checkpoint: Checkpoint, pairs: Sequence[Pair], type: gguf.GGMLQuantizationType) -> File:
+    """Return the file of a GGUF adapter with `pairs`, none of them a norm's, as tensors of a type of floats.
 
-    Raises
-    ------
-    CheckpointError
-        A value is too large for `kind`.
+    Writing it raises `CheckpointError` where a value is too large for `type`.
     """
-    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
+    writer = gguf.GGUFWriter(None, ARCH)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
-    tensors = [tensor for pair in found for tensor in _tensors(pair)]
-    infos = [TensorInfo(name, shape[::-1], kind) for name, shape, _ in tensors]
-    output.writev([head(infos, *packed_keys(writer))])
-    for info, (name, _, read) in zip(infos, tensors):
-        data = as_bytes(quantized(read(checkpoint), kind, source=checkpoint.source.name, tensor=name))
+    tensors = [tensor for pair in pairs for tensor in _tensors(checkpoint, pair, type)]
+    infos = [tensor.info for tensor in tensors]
+    start = head(infos, packed_keys(writer), gguf.GGUF_VERSION, ALIGNMENT)
+    write = functools.partial(_write, checkpoint.source.name, start, tensors)
+    return File(write, file_size(start, infos, ALIGNMENT))
+
+
+def _tensors(checkpoint: Checkpoint, pair: Pair, type: gguf.GGMLQuantizationType) -> Iterator[_Tensor]:
+    """Yield the two tensors that `pair` becomes."""
+
+    def a() -> Floats:
+        return lora_a(checkpoint, pair)
+
+    def b() -> Floats:
+        return lora_b(checkpoint, pair)
+
+    name, n_in, n_out, rank = pair.weight, pair.n_in, pair.n_out, pair.rank
+    if name == TOKEN_EMBD:
+        yield _Tensor(TensorInfo(f"{name}.lora_a", (rank, n_out), type), b)
+        yield _Tensor(TensorInfo(f"{name}.lora_b", (rank, n_in), type), a)
+    else:
+        yield _Tensor(TensorInfo(f"{name}.lora_a", (n_in, rank), type), lambda: a().T)
+        yield _Tensor(TensorInfo(f"{name}.lora_b", (rank, n_out), type), b)
+
+
+def _write(
+    source: str, start: bytes, tensors: Sequence[_Tensor], output: Writer, progress: Progress | None = None
+) -> None:
+    """Write an adapter that begins with `start`."""
+    output.writev([start, padding(len(start))])
+    for info, read in tensors:
+        data = as_bytes(quantized(read(), info.type, source=source, tensor=info.name))
         output.writev([data, padding(len(data))])
         if progress is not None:
             progress(info.nbytes)
 
 
-def _tensors(pair: Pair) -> Iterator[tuple[str, tuple[int, int], Callable[[Checkpoint], Floats]]]:
-    """Yield name, numpy shape and a way to the values of the two tensors that `pair` becomes."""
-    if pair.weight == TOKEN_EMBD:
-        yield f"{pair.weight}.lora_a", (pair.n_out, pair.rank), pair.b
-        yield f"{pair.weight}.lora_b", (pair.n_in, pair.rank), pair.a
-    else:
-        yield f"{pair.weight}.lora_a", (pair.rank, pair.n_in), lambda checkpoint: pair.a(checkpoint).T
-        yield f"{pair.weight}.lora_b", (pair.n_out, pair.rank), pair.b
-
-
-def _write_base(
-    checkpoint: Checkpoint, base: BaseModel, found: list[Pair], output: Output, progress: Progress | None = None
-) -> None:
+def _write_base(checkpoint: Checkpoint, base: BaseModel, output: Writer, progress: Progress | None = None) -> None:
     """Write a copy of `base` in which only the norms are changed."""
-    copy_patched(base.source, base.norm_patches(checkpoint, found), output, progress=progress)
+    copy_patched(base.source, base.norm_patches(checkpoint), output, progress=progress)

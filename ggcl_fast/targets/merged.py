@@ -10,28 +10,34 @@ multiplies at the end.  It becomes a model with both, which is what was trained.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import gguf
 import numpy as np
 
-from ..base_model import BaseModel
-from ..checkpoint import Checkpoint
-from ..deltas import OUTPUT, TOKEN_EMBD, Pair, pairs
+from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..gguf_reader import GGUFTensor
-from ..gguf_writer import TensorInfo, as_bytes, head, padding, quantized
-from ..payload import Output, Progress, copy_patched
-from ..sources import read_at
-from .plan import File, Options, Plan
+from ..formats.gguf_tensors import GGUFTensor
+from ..formats.gguf_writer import TensorInfo, as_bytes, file_size, head, write_padding
+from ..formats.numbers import knows, quantized, with_delta
+from ..storage.copying import Progress, copy_patched, copy_tensors
+from ..storage.outputs import Writer
+from ..storage.sources import read_at
+from ..storage.urls import StrPath
+from .base_model import BaseModel
+from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
+from .options import Options
+from .plan import File, Plan
 
 __all__ = ["plan"]
 
 _Type = gguf.GGMLQuantizationType
 _EXACT: Final = (_Type.F32, _Type.F16, _Type.BF16)
+_USUAL_ALIGNMENT: Final = 4096
 _ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
 
 
@@ -45,7 +51,7 @@ class _Item(NamedTuple):
     """What changes it."""
 
 
-def plan(checkpoint: Checkpoint, options: Options) -> Plan:
+def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:  # noqa: ARG001
     """Plan the merged model.
 
     Raises
@@ -53,51 +59,39 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
     CheckpointError
         The checkpoint was trained on another model than the base, or gguf cannot read the type of a weight.
     """
-    base = options.base
     assert base is not None  # `targets.TARGETS` says that it is needed
-    found = pairs(checkpoint)
-    base.check(checkpoint, found)
-    items = _items(base, found)
-    size = base.source.size + sum(max(0, item.info.nbytes - item.origin.nbytes) for item in items)
-    return Plan((File(functools.partial(_write, checkpoint, base, items), size),), len(items), tuple(_notes(items)))
+    base.check(checkpoint)
+    items = _items(checkpoint, base)
+    header, infos = base.header, [item.info for item in items]
+    start, stop = header.keys_span
+    keys = len(header.fields), bytes(read_at(base.source, start, stop - start))
+    beginning = head(infos, keys, header.version, header.alignment)
+    write = functools.partial(_write, checkpoint, base, items, beginning)
+    return Plan((File(write, file_size(beginning, infos, header.alignment)),), len(items), tuple(_notes(items)))
 
 
-def _items(base: BaseModel, found: list[Pair]) -> list[_Item]:
+def _items(checkpoint: Checkpoint, base: BaseModel) -> list[_Item]:
     """Return the tensors of the merged model in their order: the base's, then an output weight where there was none."""
-    changed = {pair.weight: pair for pair in found}
-    tensors = [(name, tensor) for name, tensor in base.tensors.items()]
+    changed = {pair.weight: pair for pair in checkpoint.pairs}
+    tensors = list(base.tensors.items())
     if base.is_tied and changed.keys() & {TOKEN_EMBD, OUTPUT}:
         tensors.append((OUTPUT, base.tensors[TOKEN_EMBD]))
     items = []
     for name, tensor in tensors:
         pair = changed.get(name)
-        kind = tensor.type if pair is None else _written_type(base, tensor)
-        items.append(_Item(TensorInfo(name, tensor.dims, kind), tensor, pair))
+        written = tensor.type if pair is None else _written_type(base, tensor)
+        items.append(_Item(TensorInfo(name, tensor.dims, written), tensor, pair))
     return items
 
 
 def _written_type(base: BaseModel, tensor: GGUFTensor) -> _Type:
     """Return the type that `tensor` has when its delta is added."""
-    if not _knows(gguf.quants.dequantize, tensor.type):
+    if not knows(gguf.quants.dequantize, tensor.type):
         raise CheckpointError(
             "gguf cannot read tensors of this type", source=base.source.name, tensor=tensor.name, field="type",
             found=tensor.type.name, expected="a type of floats that gguf dequantizes",
         )  # fmt: skip
-    return tensor.type if _knows(gguf.quants.quantize, tensor.type) else _Type.F16
-
-
-@functools.cache
-def _knows(function: object, kind: _Type) -> bool:
-    """Tell whether gguf's `quantize` or `dequantize` has an implementation for `kind`, by its smallest example."""
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    try:
-        if function is gguf.quants.quantize:
-            gguf.quants.quantize(np.zeros((1, block), np.float32), kind)
-        else:
-            gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True
+    return tensor.type if knows(gguf.quants.quantize, tensor.type) else _Type.F16
 
 
 def _notes(items: list[_Item]) -> Iterator[str]:
@@ -116,47 +110,59 @@ def _notes(items: list[_Item]) -> Iterator[str]:
 def _listed(items: list[_Item]) -> str:
     """Name tensors and their types, those of all layers together."""
     names = Counter((re.sub(r"^blk\.\d+\.", "blk.*.", item.info.name), item.origin.type.name) for item in items)
-    return ", ".join(f"{name} ({kind}{f', {n} times' if n > 1 else ''})" for (name, kind), n in names.items())
+    return ", ".join(f"{name} ({type}{f', {n} times' if n > 1 else ''})" for (name, type), n in names.items())
 
 
 def _write(
-    checkpoint: Checkpoint, base: BaseModel, items: list[_Item], output: Output, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    items: list[_Item],
+    beginning: bytes,
+    output: Writer,
+    progress: Progress | None = None,
 ) -> None:
-    """Write the merged model."""
-    header, source = base.header, base.source
-    start, stop = header.keys_span
-    keys = bytes(read_at(source, start, stop - start))
-    infos = [item.info for item in items]
-    output.writev([head(infos, len(header.fields), keys, version=header.version, alignment=header.alignment)])
-    for item in items:
-        origin = item.origin
-        if item.pair is None:
-            copy_patched(source, (), output, start=origin.offset, stop=origin.offset + origin.nbytes, progress=progress)
+    """Write the merged model, whose file begins with `beginning`."""
+    alignment = base.header.alignment
+    output.writev([beginning])
+    write_padding(output, len(beginning), alignment)
+    for changed, some in itertools.groupby(items, lambda item: item.pair is not None):
+        if changed:
+            for item in some:
+                _write_changed(checkpoint, base, item, output, progress)
+                write_padding(output, item.info.nbytes, alignment)
         else:
-            _write_changed(checkpoint, base, item.info, origin, item.pair, output, progress)
-        output.writev([padding(item.info.nbytes, header.alignment)])
+            _copy(base, list(some), output, alignment, progress)
+
+
+def _copy(base: BaseModel, items: list[_Item], output: Writer, alignment: int, progress: Progress | None) -> None:
+    """Copy tensors that follow each other, together where there is no more between them than usual."""
+    if alignment <= _USUAL_ALIGNMENT:
+        offsets = np.array([item.origin.offset for item in items], np.int64)
+        sizes = np.array([item.origin.nbytes for item in items], np.int64)
+        copy_tensors(base.source, offsets, sizes, output, alignment=alignment, progress=progress)
+        return
+    for item in items:
+        start, stop = item.origin.offset, item.origin.offset + item.origin.nbytes
+        copy_patched(base.source, (), output, start=start, stop=stop, progress=progress)
+        write_padding(output, item.info.nbytes, alignment)
 
 
 def _write_changed(
-    checkpoint: Checkpoint,
-    base: BaseModel,
-    info: TensorInfo,
-    origin: GGUFTensor,
-    pair: Pair,
-    output: Output,
-    progress: Progress | None,
+    checkpoint: Checkpoint, base: BaseModel, item: _Item, output: Writer, progress: Progress | None
 ) -> None:
-    """Write a tensor with the delta of `pair` added, some rows at a time: no type's blocks reach across rows."""
-    a, b = pair.a(checkpoint), pair.b(checkpoint)
+    """Write a tensor with its delta added, some rows at a time: no type's blocks reach across rows."""
+    info, origin, pair = item
+    assert pair is not None  # it is changed
+    a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
     row_bytes = origin.nbytes // pair.n_out
     n_rows = max(1, _ROWS // (4 * pair.n_in))
     for first in range(0, pair.n_out, n_rows):
-        stop = min(first + n_rows, pair.n_out)
-        data = read_at(base.source, origin.offset + first * row_bytes, (stop - first) * row_bytes)
-        rows = np.frombuffer(data, np.uint8).reshape(stop - first, row_bytes)
-        values = b[first:stop] @ a.T
-        values += gguf.quants.dequantize(rows, origin.type).reshape(values.shape)
-        changed = quantized(values, info.type, source=base.source.name, tensor=info.name)
-        output.writev([as_bytes(changed)])
+        some = b[first : first + n_rows]
+        data = read_at(base.source, origin.offset + first * row_bytes, len(some) * row_bytes)
+        rows = np.frombuffer(data, np.uint8).reshape(len(some), row_bytes)
+        with np.errstate(all="ignore"):  # of scales that are not finite
+            weights = gguf.quants.dequantize(rows, origin.type).reshape(len(some), pair.n_in)
+        values = with_delta(weights, some, a, source=base.source.name, tensor=info.name)
+        output.writev([as_bytes(quantized(values, info.type, source=base.source.name, tensor=info.name))])
         if progress is not None:
             progress(len(data))

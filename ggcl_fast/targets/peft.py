@@ -14,19 +14,24 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..base_model import BaseModel
-from ..checkpoint import Checkpoint
-from ..deltas import OUTPUT, TOKEN_EMBD, Floats, Pair, norm_size, pairs
+from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..gguf_writer import quantized
-from ..payload import Output, Progress
-from .plan import File, Options, Plan
+from ..formats.numbers import TYPES, Floats, quantized
+from ..storage.copying import Progress
+from ..storage.outputs import Writer
+from ..storage.urls import StrPath
+from . import TARGETS
+from .base_model import BaseModel
+from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
+from .options import Options
+from .plan import File, Plan
 
 __all__ = ["MODULE_NAMES", "plan", "to_half_rotation"]
 
@@ -49,7 +54,6 @@ MODULE_NAMES: Final = {
 _PREFIX: Final = "base_model.model."
 _ROTATED: Final = {"attn_q": "n_head", "attn_k": "n_head_kv"}
 _HEAD_KEYS: Final = {"n_head": "attention.head_count", "n_head_kv": "attention.head_count_kv"}
-_TYPES: Final = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
 _CONFIG: Final[dict[str, Any]] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -64,7 +68,7 @@ _CONFIG: Final[dict[str, Any]] = {
 }
 
 
-def plan(checkpoint: Checkpoint, options: Options) -> Plan:
+def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:  # noqa: ARG001
     """Plan the folder.
 
     Raises
@@ -80,48 +84,49 @@ def plan(checkpoint: Checkpoint, options: Options) -> Plan:
         raise ModuleNotFoundError(
             "writing for PEFT needs the safetensors library: pip install 'ggcl_fast[peft]'", name=error.name
         ) from error
-    found, base, notes = pairs(checkpoint), options.base, []
+    pairs, notes = checkpoint.pairs, []
     if base is not None:
-        base.check(checkpoint, found)
-    elif any(pair.is_norm for pair in found):
-        notes.append(
-            f"left out: {norm_size(checkpoint, found)}, for which PEFT needs the whole weights; --base gives them"
-        )
-    if not options.token_embd and any(pair.weight == TOKEN_EMBD for pair in found):
+        base.check(checkpoint)
+    elif any(pair.is_norm for pair in pairs):
+        notes.append(f"left out: {norm_size(checkpoint)}, for which PEFT needs the whole weights; --base gives them")
+    if not options.token_embd and any(pair.weight == TOKEN_EMBD for pair in pairs):
         notes.append(f"left out: the delta of {TOKEN_EMBD}")
     kept = [
         pair
-        for pair in found
+        for pair in pairs
         if (base is not None or not pair.is_norm) and (options.token_embd or pair.weight != TOKEN_EMBD)
     ]
     if base is not None and base.is_tied and any(pair.weight in (TOKEN_EMBD, OUTPUT) for pair in kept):
         notes.append("the embeddings are tied: use the adapter as it is; merging it with PEFT would change both ends")
     heads = {name: _heads(checkpoint, base, name) for name in _ROTATED.values()}
     for pair in kept:
-        if (key := _key(pair)) in _ROTATED:
-            _check_heads(checkpoint, pair, _ROTATED[key], heads[_ROTATED[key]])
-    write_tensors = functools.partial(_write_tensors, checkpoint, base, kept, heads, _TYPES[options.outtype])
+        if pair.module in _ROTATED:
+            _check_heads(checkpoint, pair, _ROTATED[pair.module], heads[_ROTATED[pair.module]])
+    type = TYPES[options.outtype]
+    write_tensors = functools.partial(_write_tensors, checkpoint, base, kept, heads, type)
     config = json.dumps(_config(kept), indent=2).encode() + b"\n"
+    weights, about = TARGETS["peft"].folder
     files = (
-        File(write_tensors, checkpoint.source.size, "adapter_model.safetensors"),
-        File(lambda output, _: output.writev([config]), len(config), "adapter_config.json"),
+        File(write_tensors, _data_size(kept, type), weights),
+        File(lambda output, _: output.writev([config]), len(config), about),
     )
     return Plan(files, sum(1 if pair.is_norm else 2 for pair in kept), tuple(notes))
 
 
-def _key(pair: Pair) -> str:
-    """Return the last part of the GGUF name, without ``.weight``."""
-    return pair.module.base_name.rpartition(".")[2]
+def _data_size(pairs: Sequence[Pair], type: gguf.GGMLQuantizationType) -> int:
+    """Return the bytes of the tensors of ``adapter_model.safetensors``, its header left out."""
+    _, width = gguf.GGML_QUANT_SIZES[type]
+    return sum(4 * pair.n_in if pair.is_norm else width * pair.rank * (pair.n_in + pair.n_out) for pair in pairs)
 
 
 def _module(pair: Pair) -> str:
-    return MODULE_NAMES[_key(pair)].format(pair.layer)
+    return MODULE_NAMES[pair.module].format(pair.layer)
 
 
 def _heads(checkpoint: Checkpoint, base: BaseModel | None, name: str) -> int:
     """Return n_head or n_head_kv, of the base model where there is one; 0 where nothing tells."""
-    if base is not None and (found := base.key(_HEAD_KEYS[name])):
-        return found
+    if base is not None and (told := base.key(_HEAD_KEYS[name])):
+        return told
     known: int = getattr(checkpoint.parameters, name)
     if known == 0 and name == "n_head_kv" and base is not None:
         return base.key(_HEAD_KEYS["n_head"])  # a model without the key has as many heads of both kinds
@@ -158,11 +163,11 @@ def _arrays(checkpoint: Checkpoint, base: BaseModel | None, pair: Pair, heads: d
     if pair.is_norm:
         assert base is not None  # without it there are no norms
         return {".weight": base.norm(checkpoint, pair)}
-    a, b = pair.a(checkpoint), pair.b(checkpoint)
+    a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
     if pair.weight == TOKEN_EMBD:
         return {".lora_embedding_A": b.T, ".lora_embedding_B": a}
-    if (key := _key(pair)) in _ROTATED:
-        b = to_half_rotation(b, heads[_ROTATED[key]])
+    if pair.module in _ROTATED:
+        b = to_half_rotation(b, heads[_ROTATED[pair.module]])
     return {".lora_A.weight": a.T, ".lora_B.weight": b}
 
 
@@ -171,8 +176,8 @@ def _write_tensors(
     base: BaseModel | None,
     kept: list[Pair],
     heads: dict[str, int],
-    kind: gguf.GGMLQuantizationType,
-    output: Output,
+    type: gguf.GGMLQuantizationType,
+    output: Writer,
     progress: Progress | None = None,
 ) -> None:
     """Write ``adapter_model.safetensors``.  Norms stay float32: they are whole weights."""
@@ -182,7 +187,7 @@ def _write_tensors(
     for pair in kept:
         for suffix, values in _arrays(checkpoint, base, pair, heads).items():
             name = _PREFIX + _module(pair) + suffix
-            written = _TYPES["f32"] if pair.is_norm else kind
+            written = TYPES["f32"] if pair.is_norm else type
             tensors[name] = quantized(values, written, source=checkpoint.source.name, tensor=pair.weight)
             if progress is not None:
                 progress(tensors[name].nbytes)
@@ -215,4 +220,4 @@ def _config(kept: list[Pair]) -> dict[str, Any]:
 
 def _leaf(pair: Pair) -> str:
     """Return the last part of the module's name."""
-    return MODULE_NAMES[_key(pair)].rpartition(".")[2]
+    return MODULE_NAMES[pair.module].rpartition(".")[2]

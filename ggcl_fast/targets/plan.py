@@ -1,58 +1,54 @@
-"""What a target is asked for, and what it answers: the files that it would write.
+"""What a target answers: the files that it would write.
 
-A target's module has a function ``plan(checkpoint, options)`` that returns a `Plan`.  It holds everything that can be
-known beforehand against the checkpoint, and raises before any file is begun.
+A target's module has a function ``plan(checkpoint, options, base, outputs)`` that returns a `Plan`.  `base` is the
+open `base_model.BaseModel` or None, and `outputs` are the names that `names.outputs` gave.  It holds everything that
+can be known beforehand against the checkpoint, and raises before any file is begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..payload import Output, Progress
-from ..sources import StrPath
+from ..storage.copying import Progress
+from ..storage.outputs import Writer
+from ..storage.urls import StrPath
+from .options import Options
 
 if TYPE_CHECKING:
-    from ..base_model import BaseModel
+    from ..checkpoint import Checkpoint
+    from .base_model import BaseModel
 
-__all__ = ["File", "Options", "Plan"]
-
-
-class Options(NamedTuple):
-    """What the caller asked for beside source and target."""
-
-    target: str
-    """Path of the target as the caller gave it."""
-    base: BaseModel | None = None
-    base_out: str | None = None
-    """Where the base model with patched norms goes."""
-    outtype: str = "f32"
-    """Type of the tensors of an adapter: f32, f16 or bf16."""
-    token_embd: bool = True
-    """Whether an adapter has the pair of the token embeddings."""
+__all__ = ["File", "Plan", "Planner", "planner"]
 
 
 class File(NamedTuple):
     """A file that a target writes."""
 
-    write: Callable[[Output, Progress | None], object]
-    """Append all its bytes to an output."""
-    about: int
-    """Bytes that it will have at the most, or about: what is reserved before the work."""
+    write: Callable[[Writer, Progress | None], object]
+    """Append all its bytes."""
+    nbytes: int
+    """Bytes that it will have, or fewer: what is reserved before the work."""
     name: str = ""
-    """Path of an extra file, or the name within a target that is a folder; empty for the target itself."""
+    """Its name in the target, where that is a folder."""
 
 
 class Plan(NamedTuple):
     """What a target would write."""
 
     files: tuple[File, ...]
-    """In the order in which they are written and appear."""
+    """As many as there are outputs, in their order; or those of the folder."""
     n_tensors: int
     """Tensors in all files, copies of the base model's left out."""
     notes: tuple[str, ...] = ()
     """What the user should know: what was left out, or could not be kept as it was."""
 
-    def names(self, target: StrPath) -> list[StrPath]:
-        """Return the path of each file, where `target` is not a folder."""
-        return [file.name or target for file in self.files]
+
+Planner = Callable[["Checkpoint", Options, "BaseModel | None", Sequence[StrPath]], Plan]
+
+
+def planner(to: str) -> Planner:
+    """Return the function ``plan`` of target `to`, importing its module."""
+    plan: Planner = importlib.import_module(f"{__package__}.{to}").plan
+    return plan

@@ -1,0 +1,124 @@
+"""A pool of processes that can be stopped between files, ended at once, and never outlives its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
+from typing import Final
+
+from ..targets.options import Options
+from .jobs import Job, JobResult, convert_one
+
+__all__ = ["Pool", "Work", "n_cpus", "process_pool"]
+
+_GRACE: Final = 1.0  # seconds for a worker to undo what it has begun
+
+_stopping = threading.Event()  # in a worker: begin nothing more
+
+
+class _Ended(BaseException):
+    """Raised in a worker's main thread when it is to end at once."""
+
+    status = 128 + signal.SIGTERM
+
+
+class Work:
+    """What is done with some jobs; goes to workers by pickle.
+
+    It returns a result for each job that was begun: all of them, unless the worker was told to stop.
+    """
+
+    def __init__(self, options: Options, *, skip_existing: bool) -> None:
+        self.options = options
+        self.skip_existing = skip_existing
+
+    def __call__(self, jobs: list[Job]) -> list[JobResult]:
+        """Do some jobs."""
+        results: list[JobResult] = []
+        try:
+            for job in jobs:
+                if _stopping.is_set():
+                    break
+                results.append(self.one(job))
+        except _Ended:  # what was begun has been undone on the way here; a pool would only go on with the next job
+            os._exit(_Ended.status)
+        return results
+
+    def one(self, job: Job) -> JobResult:
+        """Do one job."""
+        return convert_one(job, self.options, skip_existing=self.skip_existing)
+
+
+def n_cpus() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Pool(ProcessPoolExecutor):
+    """Fresh processes that hold the ends of two pipes, and learn from the closing of the others what to do.
+
+    Nothing that is locked is shared: a worker that is killed can hold up nobody.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        (stop, self._stop), (end, self._end) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+        super().__init__(n_workers, mp_context=context, initializer=_begin_worker, initargs=(stop, end))
+
+    def stop(self) -> None:
+        """Let every worker finish the file in its hands, and begin no other."""
+        self._stop.close()
+
+    def end(self, *, now: bool) -> None:
+        """Wait for what is running, or with `now` interrupt it, which leaves no part of a file."""
+        if now:
+            self._end.close()
+        self.shutdown(cancel_futures=True)
+        self._end.close()
+        self._stop.close()
+
+
+def process_pool(n_workers: int | None = None) -> ProcessPoolExecutor:
+    """Return a pool of `n_workers` fresh processes, one a processor by default.
+
+    Its workers leave SIGINT to their parent, and end when it dies.
+    """
+    return Pool(n_workers or n_cpus())
+
+
+def _begin_worker(stop: connection.Connection, end: connection.Connection) -> None:
+    from .. import conversion  # noqa: F401  # what every job needs
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # The pool's own code may catch what is raised and wait for the next job: so the end is sure to come.
+        threading.Thread(target=_end_soon, daemon=True).start()
+        raise _Ended
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
+    threading.Thread(target=_follow, args=(stop, end), daemon=True).start()
+
+
+def _end_soon() -> None:
+    time.sleep(_GRACE)
+    os._exit(_Ended.status)
+
+
+def _follow(stop: connection.Connection, end: connection.Connection) -> None:
+    """Wait for the parent to close its end of a pipe, or to die, which closes both."""
+    waiting = {stop, end}
+    while end in waiting:
+        with contextlib.suppress(OSError):
+            for closed in connection.wait(list(waiting)):
+                waiting.discard(closed)
+        _stopping.set()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,209 @@
+"""A stream of jobs in, a stream of results out, on any executor."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from itertools import islice
+from typing import Any, Final, Literal
+
+from ..storage.identity import Claims
+from ..storage.urls import StrPath
+from ..targets import names
+from ..targets.options import Options
+from .jobs import Job, JobResult
+from .pool import Pool, Work, n_cpus, process_pool
+
+__all__ = ["CHUNK", "convert_many"]
+
+CHUNK: Final = 8
+"""Jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB."""
+
+_LOOK: Final = 0.1  # seconds between two looks at whether to stop
+
+
+def convert_many(
+    jobs: Iterable[Job | tuple[StrPath, StrPath]],
+    *,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    on_error: Literal["return", "raise"] = "return",
+    window: int | None = None,
+    chunk: int = CHUNK,
+    skip_existing: bool = False,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> Iterator[JobResult]:
+    """Convert many checkpoints, and yield a result for each as it comes, in no particular order.
+
+    Jobs are taken from their iterable as room appears in a window of work in flight, and each result is given out as
+    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.
+
+    Parameters
+    ----------
+    jobs
+        Sources and targets.  Taken one after the other as work gets done, never all at once.  One whose output is an
+        input or an output of another job fails, whatever links and URLs lead there; which inputs come later is known
+        where `jobs` is a sequence.
+    executor
+        What runs them: any `concurrent.futures.Executor`, such as a thread pool, loky's, mpi4py's, or Dask's
+        ``client.get_executor(pure=False)``.  It is used as it is and left open.  None makes a `pool.process_pool` for
+        this call; as with any pool of processes, a script that does so keeps its own work under
+        ``if __name__ == "__main__"``.  With one that does a task again when a machine is lost, give ``force=True``:
+        a job must not stumble over its own output.
+    workers
+        Processes of the pool made here; None for one a processor.  1 makes none: each job is done here, when its
+        result is asked for.
+    on_error
+        "return": a failed job is a result like others.  "raise": the first failure is raised, and what has not
+        begun is cancelled.
+    window
+        Jobs in flight at a time, about; None for 16 times the number of processors and chunks here.  With an executor
+        that spans machines, give four times its workers times `chunk` or more.
+    chunk
+        Jobs that are sent to a worker together.  1 where each takes seconds.
+    skip_existing
+        Leave a job whose target exists: it is whole, since targets appear in one step.
+    stop
+        Set it, from a signal handler or another thread, and no other job begins; the results of those in work still
+        come.  An `executor` that was given finishes the chunks in work.
+    options
+        For `convert`: force, ff, fsync, check_finite and so on.
+
+    Yields
+    ------
+    JobResult
+        For every job exactly one, until `stop` is set.  Where a worker process died, the jobs that it had are failed
+        with a `concurrent.futures.BrokenExecutor`, and a pool made here is replaced by a new one.
+
+    Raises
+    ------
+    TypeError
+        `options` has what `convert` does not take.
+    ValueError
+        `on_error` is neither, or `options` do not fit together: see `convert`.
+    """
+    if on_error not in ("return", "raise"):
+        raise ValueError(f"on_error must be 'return' or 'raise', not {on_error!r}")
+    work = Work(Options(**options), skip_existing=skip_existing)
+    source = _Jobs((Job(*job) for job in jobs), work.options, stop)
+    if isinstance(jobs, Sequence):
+        source.expect([Job(*job) for job in jobs])
+    if executor is None and workers == 1:
+        results = _here(source, work)
+    else:
+        chunk = max(1, chunk)
+        n_chunks = max(1, -(-window // chunk)) if window is not None else 16 * (workers or n_cpus())
+        results = _elsewhere(source, work, executor, workers, n_chunks, chunk)
+    return _raising(results) if on_error == "raise" else results
+
+
+class _Jobs:
+    """The jobs as they are taken, each held against those before it."""
+
+    def __init__(self, jobs: Iterator[Job], options: Options, stop: threading.Event | None) -> None:
+        self._jobs = jobs
+        self._options = options
+        self._claims = Claims()
+        self._refused: list[JobResult] = []
+        self.stop = stop
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """Know beforehand what is read, so that no job that comes first writes over the source of a later one."""
+        for job in jobs:
+            with contextlib.suppress(TypeError):  # told when its turn comes
+                self._claims.add(names.inputs(job.source, self._options), ())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no other job is to begin."""
+        return self.stop is not None and self.stop.is_set()
+
+    def take(self, n: int) -> list[Job]:
+        """Take up to `n` jobs, none where they have come to an end or were stopped."""
+        return [] if self.stopped else list(islice(self._good(), n))
+
+    def _good(self) -> Iterator[Job]:
+        for job in self._jobs:
+            try:
+                self._claims.add(names.inputs(job.source, self._options), names.taken(job.target, self._options))
+            except Exception as error:  # a job that cannot be is a result like others
+                self._refused.append(JobResult(job, "failed", None, error.with_traceback(None)))
+            else:
+                yield job
+
+    def refused(self) -> Iterator[JobResult]:
+        """Yield what became of the jobs that were not given out."""
+        while self._refused:
+            yield self._refused.pop(0)
+
+
+def _here(jobs: _Jobs, work: Work) -> Iterator[JobResult]:
+    """Do one job after the other."""
+    while some := jobs.take(1):
+        yield from jobs.refused()
+        yield work.one(some[0])
+    yield from jobs.refused()
+
+
+def _elsewhere(
+    jobs: _Jobs, work: Work, executor: Executor | None, workers: int | None, n_chunks: int, chunk: int
+) -> Iterator[JobResult]:
+    """Send jobs to `executor`, or to a pool of our own, up to `n_chunks` at a time."""
+    pool = executor
+    pending: dict[Future[list[JobResult]], list[Job]] = {}
+    stopping = False
+    try:
+        while True:
+            while len(pending) < n_chunks and (some := jobs.take(chunk)):
+                if pool is None:
+                    pool = process_pool(workers)
+                try:
+                    pending[pool.submit(work, some)] = some
+                except BrokenExecutor as error:
+                    yield from _failed(some, error)
+                    pool = executor  # None: a new one for the next
+            yield from jobs.refused()
+            if jobs.stopped and not stopping:
+                stopping = True
+                for future in pending:
+                    future.cancel()
+                if isinstance(pool, Pool) and executor is None:
+                    pool.stop()
+            if not pending:
+                return
+            done, _ = wait(pending, _LOOK if jobs.stop is not None else None, FIRST_COMPLETED)
+            for future in done:
+                some = pending.pop(future)
+                if future.cancelled():
+                    continue
+                problem = future.exception()
+                if isinstance(problem, Exception):
+                    if isinstance(problem, BrokenExecutor):
+                        pool = executor
+                    yield from _failed(some, problem)
+                elif problem is not None:
+                    raise problem
+                else:
+                    yield from future.result()
+    finally:
+        for future in pending:
+            future.cancel()
+        if isinstance(pool, Pool) and executor is None:
+            pool.end(now=bool(pending))
+
+
+def _failed(jobs: list[Job], error: Exception) -> Iterator[JobResult]:
+    for job in jobs:
+        yield JobResult(job, "failed", None, error)
+
+
+def _raising(results: Iterator[JobResult]) -> Iterator[JobResult]:
+    """Yield `results` up to the first failure, and raise that."""
+    for result in results:
+        if result.error is not None:
+            results.close()  # type: ignore[attr-defined]
+            raise result.error
+        yield result

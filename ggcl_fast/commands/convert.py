@@ -1,0 +1,172 @@
+"""``ggcl-fast``: its arguments, its exit statuses, and which jobs they ask for.
+
+Exit status 0: done.  1: something failed, one line on standard error for each says why.  2: wrong usage.  130, 143:
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..storage.urls import StrPath, below, is_folder, is_url, located
+from ..targets import OUTTYPES, TARGETS
+from ..targets.names import target_name
+from ..targets.options import Options
+from .many import Task, run_jobs
+from .terminal import ENGINES, Stopped, fail, leave, shown, signals_as_exceptions, words_of
+
+__all__ = ["main", "run"]
+
+_EXAMPLES: Final = """\
+examples:
+  python -m ggcl_fast checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --to adapter --base model.gguf checkpoint.ggcl adapter.gguf
+  python -m ggcl_fast --to merged --base model.gguf checkpoint.ggcl merged.gguf
+  python -m ggcl_fast --to peft --base model.gguf checkpoint.ggcl adapter-folder
+  python -m ggcl_fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --json --force checkpoint.ggcl checkpoint.gguf
+  python -m ggcl_fast --recursive --skip-existing runs/ converted/
+  python -m ggcl_fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ggcl-fast",
+        usage="%(prog)s [options] IN OUT\n       %(prog)s [options] IN... OUT_FOLDER",
+        description="Convert checkpoints and adapters of llama.cpp's finetune to GGUF, and to what loads today.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "paths", metavar="IN... OUT", nargs="*",
+        help="checkpoints to read, or folders of them, and the file or folder to write; URLs too",
+    )  # fmt: skip
+    parser.add_argument("-i", "--input", metavar="IN", help="the same as IN")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the same as OUT")
+    what = "; ".join(f"{name}, {target.what}" for name, target in TARGETS.items())
+    parser.add_argument(
+        "--to", choices=TARGETS, help=f"what to write: {what} (default: checkpoint for ggcl, adapter otherwise)"
+    )
+    parser.add_argument("--base", metavar="GGUF", help="the model that the checkpoint was trained on")
+    parser.add_argument(
+        "--base-out", metavar="GGUF",
+        help="with --to adapter --base: where the base model with changed norms goes (default: beside OUT)",
+    )  # fmt: skip
+    parser.add_argument("--outtype", choices=OUTTYPES, default=OUTTYPES[0], help="type of an adapter's tensors")
+    parser.add_argument(
+        "--no-token-embd", dest="token_embd", action="store_false",
+        help="leave the token embeddings out of an adapter: what llama.cpp needs where they are tied",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ff",
+        type=int,
+        metavar="N",
+        help="fail unless the feed-forward length is N; the file's tensors tell it anyway",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="replace OUT where it exists")
+    parser.add_argument("-n", "--dry-run", action="store_true", help="read and check everything, write nothing")
+    many = parser.add_argument_group("several files")
+    many.add_argument("-r", "--recursive", action="store_true", help="search folders within folders, and keep them")
+    many.add_argument("--skip-existing", action="store_true", help="leave what has its output: to go on after a stop")
+    many.add_argument("-j", "--jobs", type=_positive, metavar="N", help="work on N at a time (default: the processors)")
+    many.add_argument("--fail-fast", action="store_true", help="stop at the first that fails")
+    many.add_argument("--keep-going", action="store_false", dest="fail_fast", help="do all the others (the default)")
+    many.add_argument("--dask", metavar="ADDRESS", help="let a Dask cluster do it: its scheduler, tcp://host:8786")
+    parser.add_argument("--fsync", action="store_true", help="make the result survive a power failure before returning")
+    parser.add_argument("--check-finite", action="store_true", help="fail where a tensor has NaN or infinite values")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="what walks the file; auto (the default) takes what pays"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also tell on standard error what the file holds")
+    parser.add_argument("--version", action="version", version=f"ggcl_fast {__version__}")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"not a number of 1 or more: {text!r}")
+    return int(text)
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    sources: list[str] = args.paths
+    target: str | None = args.output
+    if target is None and sources:
+        target = sources.pop()
+    if args.input is not None:
+        if sources:
+            parser.error("IN is given twice: as an argument and with --input")
+        sources = [args.input]
+    if not sources or target is None:
+        parser.error("IN and OUT are needed")
+    args.sources, args.target = sources, target
+    if args.to is None and (args.base or args.base_out or not args.token_embd or args.outtype != OUTTYPES[0]):
+        parser.error("--base, --base-out, --no-token-embd and --outtype need --to")
+    try:
+        return args, Options(**{name: value for name, value in vars(args).items() if name in _OPTIONS})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+_OPTIONS: Final = {field.name for field in dataclasses.fields(Options)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's arguments) and return its exit status."""
+    args, options = _arguments(argv)
+    try:
+        with signals_as_exceptions("ggcl-fast") as signals:
+            tasks = _tasks(args, options)
+            status = run_jobs(tasks, args, signals) if isinstance(tasks, Task) else tasks
+        if not signals.number:
+            return status
+        number = signals.number
+    except Stopped as stop:
+        number = stop.signal
+    except (CheckpointError, ModuleNotFoundError, OSError) as error:
+        return fail(words_of(error))
+    return fail(f"interrupted by {signal.Signals(number).name}; no part of a file is left behind", 128 + number)
+
+
+def run() -> NoReturn:
+    """Be the process: run the command and leave."""
+    leave(main)
+
+
+def _tasks(args: argparse.Namespace, options: Options) -> Task | int:
+    """Return what is to be done, or the exit status where that is nothing."""
+    sources, target = args.sources, args.target
+    if not (args.dask or len(sources) > 1 or is_folder(sources[0])):
+        if is_folder(target) and not options.folder:
+            target = below(target.rstrip("/") or "/", target_name(sources[0], options))
+        return Task.of_one(sources[0], target, options)
+    place = located(target)
+    if not is_url(place) and (len(sources) > 1 or os.path.exists(place)) and not os.path.isdir(place):
+        return fail(f"{shown(target)}: Not a folder")
+    if options.base_out is not None:
+        return fail("--base-out is for one file; several have theirs beside their adapters")
+    if args.dask:  # whose workers are in other folders
+        sources, target = list(map(_absolute, sources)), _absolute(target)
+        options = dataclasses.replace(options, base=_absolute(options.base) if options.base else None)
+    from ..batch.search import find_jobs
+
+    search = find_jobs(sources, target, options, recursive=args.recursive)
+    if not search.jobs and not search.failed:
+        return fail(f"no checkpoints found, {search.n_others:,} other files passed over")
+    return Task(search.jobs, search.sizes, dataclasses.replace(options, parents=True), search.n_others, search.failed)
+
+
+def _absolute(path: StrPath) -> str:
+    return str(path) if is_url(path) else os.path.abspath(path)

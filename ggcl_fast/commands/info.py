@@ -1,0 +1,129 @@
+"""The second command, ``ggcl-info``: what is inside checkpoints, and which of them is the good one.
+
+One file is shown whole; several are shown a row each, so that a folder of checkpoints reads as a training curve.
+Exit statuses and errors are those of `convert`: 0, done; 1, a file could not be shown, one line says why, the others
+are shown all the same; 2, wrong usage; 130 or 143, interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from .. import __version__
+from ..errors import CheckpointError
+from .terminal import ENGINES, LONG_WORK, Stopped, fail, leave, shown, signals_as_exceptions, words_of
+
+if TYPE_CHECKING:
+    from ..inspection.summary import Summary
+
+__all__ = ["main", "run"]
+
+_PICTURES: Final = (".png", ".svg", ".pdf")
+_ORDERS: Final = ("name", "loss", "iterations")  # `tables.SORTED`, which --help does not need
+_EXAMPLES: Final = """\
+examples:
+  ggcl-info checkpoint.ggcl
+  ggcl-info --no-tensors --sort loss checkpoints/*.ggcl
+  ggcl-info --json checkpoint.ggcl | jq .verdict
+  ggcl-info --plot deltas.png checkpoint.ggcl
+"""
+
+
+def _picture(path: str) -> str:
+    if not path.lower().endswith(_PICTURES):  # before a forgotten argument costs a checkpoint its life
+        raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(_PICTURES)}, not {path!r}")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ggcl-info",
+        description="Show what is inside finetune checkpoints, and whether their training is sound.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="checkpoint to read; several are shown a row each")
+    parser.add_argument("--no-tensors", action="store_true", help="leave out the table of tensors")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print one JSON object a file, each on a line of its own")
+    shown.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--sort", choices=_ORDERS, help="order of several files (default: as they are given)")
+    parser.add_argument(
+        "--plot", type=_picture, metavar="OUT", help="draw the deltas, or the training of several files, as a picture"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="what reads the values; auto (the default) takes what pays"
+    )
+    parser.add_argument("--version", action="version", version=f"ggcl_fast {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's arguments) and return its exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        with signals_as_exceptions("ggcl-info"):
+            return _run(args)
+    except Stopped as stop:
+        return _fail(f"interrupted by {stop.signal.name}", 128 + stop.signal)
+    except (ModuleNotFoundError, OSError) as error:
+        return _fail(words_of(error))
+
+
+def run() -> NoReturn:
+    """Be the process, as `convert.run` is."""
+    leave(main)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    return fail(message, status, command="ggcl-info")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..inspection import plot
+    from .tables import SORTED, json_lines, markdown, text
+
+    if args.plot:
+        plot.check()  # before the files are read
+    read = [_summary(path, args.engine) for path in args.files]
+    summaries = [one for one in read if one is not None]
+    if args.sort:
+        summaries.sort(key=SORTED[args.sort])
+    for one in summaries:
+        for warning in one.warnings:
+            print(f"ggcl-info: warning: {shown(one.source)}: {warning}", file=sys.stderr)
+    show: Callable[..., Iterator[str]] = json_lines if args.json else markdown if args.markdown else text
+    for line in show(summaries, tensors=not args.no_tensors, alone=len(args.files) == 1):
+        print(line)
+    if args.plot and summaries:
+        plot.draw(summaries, args.plot)
+    return int(None in read)
+
+
+def _summary(path: str, engine: Any) -> Summary | None:
+    """Return the summary of one file; None where there is none, and a line has said why."""
+    try:
+        return _read(path, engine)
+    except (CheckpointError, OSError) as error:
+        _fail(words_of(error))
+    return None
+
+
+def _read(path: str, engine: Any) -> Summary:
+    from ..inspection.summarise import summarise
+    from ..readers import open_checkpoint
+
+    with open_checkpoint(path, engine=engine) as checkpoint:
+        if checkpoint.source.size < LONG_WORK or not sys.stderr.isatty():
+            return summarise(checkpoint, engine=engine)
+        from tqdm import tqdm
+
+        with tqdm(total=checkpoint.source.size, unit="B", unit_scale=True, unit_divisor=1024, leave=False) as bar:
+            return summarise(checkpoint, engine=engine, progress=bar.update)
+
+
+if __name__ == "__main__":
+    run()

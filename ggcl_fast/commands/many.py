@@ -1,0 +1,282 @@
+"""The jobs of the command, one or thousands: who does them, and what the terminal shows of each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from ..batch.jobs import Job, JobResult, convert_one
+from ..errors import CheckpointError, printable
+from ..storage.places import EXISTS
+from ..storage.urls import is_url, located, public_name
+from ..targets import DEFAULT
+from ..targets.options import Options
+from .terminal import LONG_WORK, Stopped, fail, shown, words_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ..checkpoint import Checkpoint
+    from ..conversion import ConversionReport
+    from .terminal import Signals
+
+__all__ = ["Task", "run_jobs"]
+
+_LARGE: Final = 16 << 20  # bytes from which on each job is sent by itself
+
+
+class Task(NamedTuple):
+    """What the command is to do."""
+
+    jobs: list[Job]
+    sizes: list[int]
+    """Bytes of each job's source, 0 where that is not known."""
+    options: Options
+    n_others: int = 0
+    """Files that were passed over."""
+    failed: list[JobResult] = []  # noqa: RUF012 - never changed
+    """What failed before it was begun."""
+    alone: bool = False
+    """Whether it is one file that was named, of which nothing is summed up."""
+
+    @classmethod
+    def of_one(cls, source: str, target: str, options: Options) -> Task:
+        """Return the task of one file."""
+        size = 0
+        with contextlib.suppress(OSError, ValueError):  # its job will tell
+            size = os.path.getsize(source)
+        return cls([Job(source, target)], [size], options, alone=True)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all sources."""
+        return sum(self.sizes)
+
+
+def run_jobs(task: Task, args: Namespace, signals: Signals) -> int:
+    """Do what is to be done with the arguments of `convert`, show it, and return the exit status."""
+    begin = time.perf_counter()
+    counts: Counter[str] = Counter()
+    if task.alone and args.verbose:
+        _describe(task.jobs[0].source, task.options)
+    stopped = None
+    try:
+        with _display(task, args) as display:
+            for result in itertools.chain(task.failed, _results(task, args, signals, display)):
+                counts[result.status] += 1
+                display.show(result)
+                if args.fail_fast and result.status == "failed" and signals.stop is not None:
+                    signals.stop.set()
+    except Stopped as stop:
+        stopped = stop
+    if not task.alone and (signals.number or not args.quiet):
+        more = "; --skip-existing goes on from here" if signals.number else ""
+        print(f"ggcl-fast: {_summary(counts, task, begin)}{more}", file=sys.stderr)
+    if stopped is not None:
+        raise stopped
+    return 1 if counts["failed"] else 0
+
+
+def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -> Iterator[JobResult]:
+    """Yield what becomes of each job that is begun."""
+    if task.alone:
+        options = dataclasses.replace(task.options, progress=display.progress)
+        yield convert_one(task.jobs[0], options, skip_existing=args.skip_existing)
+        return
+    if args.fail_fast and task.failed:
+        return
+    import threading
+
+    from ..batch.pool import n_cpus
+    from ..batch.stream import CHUNK, convert_many
+
+    gc.enable()  # this process lives longer than one conversion
+    jobs, answered, options = task.jobs, list[JobResult](), task.options
+    if args.dask and not options.force:
+        # A cluster does a task again whose result it lost: it must not stumble over its own output.
+        jobs, answered = _sift(jobs, args)
+        options = dataclasses.replace(options, force=True)
+    yield from answered
+    signals.stop = threading.Event()
+    with _executor(args) as (executor, n_workers):
+        n_workers = n_workers or max(1, min(args.jobs or n_cpus(), len(jobs)))
+        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+        yield from convert_many(
+            jobs, executor=executor, workers=n_workers, chunk=_chunk(task, n_workers), window=16 * CHUNK * n_workers,
+            skip_existing=args.skip_existing, stop=signals.stop, **given,
+        )  # fmt: skip
+
+
+def _sift(jobs: list[Job], args: Namespace) -> tuple[list[Job], list[JobResult]]:
+    """Return the jobs whose targets are not there yet, and what becomes of the others."""
+    there = _existing(jobs, args.target)
+    answered = []
+    for job in jobs:
+        if os.fspath(job.target) in there:
+            error = FileExistsError(errno.EEXIST, EXISTS, public_name(job.target))
+            answered.append(
+                JobResult(job, "skipped", None, None) if args.skip_existing else JobResult(job, "failed", None, error)
+            )
+    return [job for job in jobs if os.fspath(job.target) not in there], answered
+
+
+def _existing(jobs: list[Job], target: str) -> set[str]:
+    """Return which targets are there: objects by one listing of their folder."""
+    if is_url(located(target)):
+        from ..storage.stores import list_objects
+
+        folder = target.rstrip("/") + "/"
+        return {folder + name for name, _ in list_objects(folder, recursive=True)}
+    return {os.fspath(job.target) for job in jobs if os.path.exists(located(job.target))}
+
+
+def _chunk(task: Task, n_workers: int) -> int:
+    from ..batch.stream import CHUNK
+
+    large = task.n_bytes > _LARGE * len(task.sizes)
+    return 1 if large else max(1, min(CHUNK, len(task.jobs) // (4 * n_workers)))
+
+
+@contextlib.contextmanager
+def _executor(args: Namespace) -> Iterator[tuple[Executor | None, int]]:
+    """Give what runs the jobs, and its number of workers; None and 0 for what is here."""
+    if not args.dask:
+        yield None, 0
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise OSError(0, "needs Dask: pip install 'ggcl_fast[dask]'", "--dask") from None
+    with Client(args.dask, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        yield client.get_executor(pure=False, retries=3), max(1, len(client.scheduler_info()["workers"]))
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def _describe(source: Any, options: Options) -> None:
+    """Print what a checkpoint holds, a line a subject."""
+    from ..readers import open_checkpoint
+
+    with open_checkpoint(source, engine=options.engine) as checkpoint:
+        lines = _description(checkpoint)
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def _description(checkpoint: Checkpoint) -> Iterator[str]:
+    for subject, value in (
+        ("model", checkpoint.parameters),
+        ("ranks", dict(checkpoint.ranks)),
+        ("training", checkpoint.training),
+        ("optimizer", checkpoint.optimizer),
+    ):
+        facts = value if isinstance(value, dict) else value._asdict() if value is not None else {"name": None}
+        yield f"{subject + ':':<10} {', '.join(f'{key} {fact}' for key, fact in facts.items())}"
+
+
+class _Display:
+    """Shows results: lines, and a bar over bytes and files where a person watches."""
+
+    def __init__(self, task: Task, args: Namespace, bar: Any = None) -> None:
+        self._args = args
+        self._bar = bar
+        self._sizes = dict(zip(task.jobs, task.sizes))
+        self._done = f"/{len(task.jobs)} files" if not task.alone else ""
+        self._n_done = 0
+        self.progress = bar.update if bar is not None and task.alone else None
+
+    def show(self, result: JobResult) -> None:
+        """Show one result."""
+        if self._bar is None:
+            self._print(result)
+            return
+        self._n_done += 1
+        with self._bar.external_write_mode():
+            self._print(result)
+        if self._done:
+            self._bar.set_postfix_str(f"{self._n_done}{self._done}", refresh=False)
+            self._bar.update(self._sizes.get(result.job, 0))
+
+    def _print(self, result: JobResult) -> None:
+        args, report = self._args, result.report
+        if result.error is not None:
+            fail(_error_line(result))
+        elif report is not None and not args.quiet:
+            _warn(report)
+        if args.json and (result.status != "failed" or self._done):
+            print(json.dumps(_as_json(result, alone=not self._done)), flush=True)
+        elif report is not None and not args.quiet:
+            print(_line_of(report))
+        elif result.status == "skipped" and not self._done and not args.quiet:
+            print(f"{shown(os.fspath(result.job.target))}: skipped, it exists")
+
+
+@contextlib.contextmanager
+def _display(task: Task, args: Namespace) -> Iterator[_Display]:
+    """Give what shows the results of a task."""
+    total = task.n_bytes
+    if task.alone and task.options.base is not None:
+        with contextlib.suppress(OSError, ValueError):
+            total += os.path.getsize(task.options.base)
+    if args.quiet or not sys.stderr.isatty() or (task.alone and total < LONG_WORK):
+        yield _Display(task, args)
+        return
+    from tqdm import tqdm
+
+    delay = 0.5 if task.alone else 0
+    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, delay=delay) as bar:
+        yield _Display(task, args, bar)
+
+
+def _warn(report: ConversionReport) -> None:
+    """Print the report's warnings and notes."""
+    source = shown(report.source)
+    for warning in report.warnings:
+        print(f"ggcl-fast: warning: {source}: {warning}", file=sys.stderr)
+    for note in report.notes:
+        print(f"ggcl-fast: note: {source}: {printable(note, longest=4096)}", file=sys.stderr)
+
+
+def _line_of(report: ConversionReport) -> str:
+    """Say in a line what was written."""
+    done = "would be written" if report.dry_run else "written"
+    paths = " and ".join(map(shown, (report.target, *report.extra_outputs)))
+    what = f"optimizer {report.optimizer}" if report.to == DEFAULT else report.to
+    return f"{paths}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, {what}, {report.seconds:.3f} s"
+
+
+def _error_line(result: JobResult) -> str:
+    assert result.error is not None
+    words = words_of(result.error)
+    named = isinstance(result.error, CheckpointError | ModuleNotFoundError) or getattr(result.error, "filename", None)
+    return words if named else f"{shown(os.fspath(result.job.source))}: {words}"
+
+
+def _as_json(result: JobResult, *, alone: bool) -> dict[str, Any]:
+    if result.report is not None:
+        report = result.report._asdict()
+        return report if alone else {"status": result.status, **report}
+    row = {"status": result.status, "source": public_name(result.job.source), "target": public_name(result.job.target)}
+    if result.error is not None:
+        row |= {"error": words_of(result.error), "error_class": type(result.error).__name__}
+    return row
+
+
+def _summary(counts: Counter[str], task: Task, begin: float) -> str:
+    parts = [f"{counts['converted']:,} converted"]
+    parts += [f"{counts[status]:,} {status}" for status in ("skipped", "failed") if counts[status]]
+    left = len(task.jobs) + len(task.failed) - counts.total()
+    parts += [f"{left:,} not begun or undone"] if left else []
+    parts += [f"{task.n_others:,} other files passed over"] if task.n_others else []
+    return f"{', '.join(parts)}, {time.perf_counter() - begin:.1f} s"

@@ -1,0 +1,222 @@
+"""Pictures of checkpoints: where the deltas are in one, and how the training went in several.
+
+Colours are those that colour-blind readers tell apart: cividis, and the palette of Okabe and Ito.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..errors import printable
+from ..storage.files import OutputFile
+from ..storage.outputs import Outputs
+from ..storage.urls import StrPath
+
+if TYPE_CHECKING:
+    from .summary import PairSummary, Summary
+
+__all__ = ["check", "draw"]
+
+_WEIGHTS: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up")
+_NORMS: Final = ("attn_norm", "ffn_norm")
+_OF_MODEL: Final = ("token_embd", "output", "output_norm")
+_GROUPS: Final = (
+    ("attention", ("attn_q", "attn_k", "attn_v", "attn_output"), "#0072B2", "o"),
+    ("feed-forward", ("ffn_gate", "ffn_down", "ffn_up"), "#D55E00", "s"),
+    ("embeddings, output", ("token_embd", "output"), "#009E73", "^"),
+    ("norms", ("attn_norm", "ffn_norm", "output_norm"), "#CC79A7", "v"),
+)
+_ALL: Final = "black"
+_MISSING: Final = "#D55E00"  # cells without a number; cividis has nothing like it
+_MOST_LABELLED: Final = 16  # layers up to which each cell has its number written into it
+_SEVERAL: Final = 2
+_HIGHEST: Final = 60.0  # inches
+_DPI: Final = 120
+
+
+def check() -> None:
+    """Raise `ModuleNotFoundError`, saying what to install, where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ModuleNotFoundError("pictures need matplotlib: pip install 'ggcl_fast[plot]'") from error
+    del matplotlib
+
+
+def draw(summaries: Sequence[Summary], path: StrPath) -> None:
+    """Draw one checkpoint's deltas, or the course of several, into a picture at `path`.
+
+    An existing file is replaced in one step.
+
+    Parameters
+    ----------
+    summaries
+        At least one.
+    path
+        Its ending decides the format: png, svg or pdf.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is missing: it comes with the extra ``plot``.
+    OSError
+        The picture cannot be written.
+    """
+    check()
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no screen
+
+    format_ = os.path.splitext(os.fspath(path))[1].lstrip(".").lower()
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names with letters that the font does not have
+        figure = Figure(layout="constrained")
+        if len(summaries) < _SEVERAL:
+            _draw_deltas(figure, summaries[0])
+        else:
+            _draw_course(figure, summaries)
+        figure.savefig(picture, format=format_, dpi=_DPI)
+    target = OutputFile(path, force=True)
+    with Outputs([target]):
+        target.writev([picture.getbuffer()])
+
+
+# --- one checkpoint: a map of its deltas ----------------------------------------------------------------------------
+
+
+def _draw_deltas(figure: Any, one: Summary) -> None:
+    """Draw weights by layer, the norms' changes beside them, and what belongs to no layer as bars."""
+    layers = sorted({pair.layer for pair in one.pairs if pair.layer is not None}) or [0]
+    height = min(max(4.2, 1.9 + 0.23 * len(layers)), _HIGHEST)
+    figure.set_size_inches(12, height)
+    by_place = {(pair.layer, pair.module): pair for pair in one.pairs}
+    weights = _grid(by_place, layers, _WEIGHTS, lambda pair: pair.norm)
+    norms = 100 * _grid(by_place, layers, _NORMS, lambda pair: pair.change)
+    upper = min(0.99, 3.6 / height)  # bars stay as wide as in a short picture
+    places = figure.add_gridspec(2, 3, width_ratios=(7, 2.3, 3.2), height_ratios=(upper, 1 - upper))
+    left, middle, right = (figure.add_subplot(part) for part in (places[:, 0], places[:, 1], places[0, 2]))
+    _heat_map(figure, left, weights, layers, _WEIGHTS, "norm of the delta", "{:.3g}")
+    _heat_map(figure, middle, norms, layers, _NORMS, "change of the norm, %", "{:.1f}")
+    for axes, grid, what in ((left, weights, "weights"), (middle, norms, "norms")):
+        axes.set_title(f"{what} of the layers{'' if np.isfinite(grid).all() else ' (orange: NaN)'}", fontsize=10)
+    left.set_ylabel("layer")
+    _bars(right, [by_place.get((None, module)) for module in _OF_MODEL])
+    title = f"{_name(one)}: {one.verdict}, {one.training.iterations:,} iterations"
+    figure.suptitle(title if one.loss is None else f"{title}, loss {one.loss:.4g}", fontsize=12, parse_math=False)
+
+
+def _grid(by_place: dict[Any, PairSummary], layers: Sequence[int], modules: Sequence[str], of: Any) -> Any:
+    """Return (len(layers), len(modules)) float64; NaN where there is no number."""
+    grid = np.full((len(layers), len(modules)), np.nan)
+    for row, layer in enumerate(layers):
+        for column, module in enumerate(modules):
+            pair = by_place.get((layer, module))
+            value = of(pair) if pair is not None else None
+            if value is not None:
+                grid[row, column] = value
+    return grid
+
+
+def _heat_map(
+    figure: Any, axes: Any, grid: Any, layers: Sequence[int], modules: Sequence[str], label: str, form: str
+) -> None:
+    """Draw `grid` with layers downward, and its colours' scale at the right."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad=_MISSING)
+    high = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
+    high = high or 1.0  # nothing trained: all cells at the scale's foot
+    image = axes.imshow(grid, cmap=colours, vmin=0, vmax=high, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(modules)), modules, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
+    step = 1 if len(layers) <= _MOST_LABELLED else 5 * -(-len(layers) // 100)
+    axes.set_yticks(range(0, len(layers), step), layers[::step])
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(0.5, len(modules) - 1), minor=True)
+    axes.grid(which="minor", axis="x", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=figure.get_figheight() / 0.13)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    if len(layers) > _MOST_LABELLED:
+        return
+    for (row, column), value in np.ndenumerate(grid):
+        missing = not math.isfinite(value)
+        dark = missing or value < 0.6 * high
+        axes.text(
+            column, row, "NaN" if missing else form.format(value),
+            ha="center", va="center", fontsize=8, color="white" if dark else "black",
+        )  # fmt: skip
+
+
+def _bars(axes: Any, pairs: Sequence[PairSummary | None]) -> None:
+    """Draw the deltas of the model's own weights."""
+    norms = [math.nan if pair is None or pair.norm is None else pair.norm for pair in pairs]
+    drawn = [norm if math.isfinite(norm) else 0.0 for norm in norms]
+    axes.barh(range(len(norms)), drawn, color=_GROUPS[0][2], height=0.55)
+    for row, (norm, pair) in enumerate(zip(norms, pairs)):
+        words = "NaN" if math.isnan(norm) else f"{norm:.3g}"
+        if pair is not None and pair.change is not None and math.isfinite(pair.change):
+            words += f"\n({100 * pair.change:.1f} %)"
+        axes.annotate(words, (drawn[row], row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(norms)), _OF_MODEL, fontsize=9)
+    axes.set_ylim(len(norms) - 0.4, -0.6)
+    axes.set_xlim(0, 1.35 * (max(drawn) or 1.0))
+    axes.set_xlabel("norm of the delta", fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("weights of the model", fontsize=10)
+
+
+# --- several checkpoints: the course of a training ------------------------------------------------------------------
+
+
+def _draw_course(figure: Any, summaries: Sequence[Summary]) -> None:
+    """Draw losses and norms of the deltas over the iterations."""
+    figure.set_size_inches(9, 7)
+    ordered = sorted(summaries, key=lambda one: one.training.iterations)
+    iterations = [one.training.iterations for one in ordered]
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    last = [_or_nan(one.loss) for one in ordered]
+    best = [_or_nan(one.optimizer.best_loss if one.optimizer else None) for one in ordered]
+    upper.plot(iterations, last, color=_GROUPS[0][2], marker="o", markersize=4, label="last")
+    upper.plot(iterations, best, color=_GROUPS[1][2], marker="s", markersize=4, linestyle="--", label="best")
+    upper.set_ylabel("loss")
+    for label, modules, colour, marker in _GROUPS:
+        norms = [_norm(one, modules) for one in ordered]
+        lower.plot(iterations, norms, color=colour, marker=marker, markersize=4, label=label)
+    lower.plot(iterations, [_or_nan(one.delta_norm) for one in ordered], color=_ALL, linewidth=2, label="all")
+    lower.set_ylabel("norm of the deltas")
+    lower.set_xlabel("iterations")
+    lower.set_ylim(bottom=0)
+    ill = [one.training.iterations for one in ordered if one.verdict == "diverged"]
+    for axes in (upper, lower):
+        for i, iteration in enumerate(ill):
+            axes.axvline(iteration, color="grey", linewidth=1, linestyle=":", label=None if i else "diverged")
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{len(ordered)} checkpoints, {_name(ordered[0])} to {_name(ordered[-1])}", parse_math=False)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None or not math.isfinite(value) else value
+
+
+def _norm(one: Summary, modules: Sequence[str]) -> float:
+    """Return the norm of the deltas of `modules` together, NaN where it is not known."""
+    return math.hypot(*(_or_nan(pair.norm) for pair in one.pairs if pair.module in modules))
+
+
+def _name(one: Summary) -> str:
+    return printable(os.path.basename(os.fsdecode(one.source)), longest=40)

@@ -1,0 +1,158 @@
+"""The pass over a checkpoint's values: every tensor once, and the sizes of its deltas with it.
+
+Everything streams: a thread reads blocks of at most 1 MiB ahead, and each block is gone through once while it is in
+the processor's cache.  Memory stays at a few of these blocks, whatever the size of the file.
+
+The size of a delta ``B @ A.T`` never takes the product: ``||B A^T||^2 = sum((A^T A) * (B^T B))``, two matrices of
+rank x rank that add up block by block.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, Pair
+from ..errors import CheckpointError
+from ..readers.engine import Engine
+from ..storage.copying import BLOCK, Progress, read_ahead
+from ..storage.sources import Source
+from .survey import LARGEST_BLOCK, Doubles, Floats, Kernels, Values, pick_engine
+
+__all__ = ["LARGEST_RANK", "check_finite", "read_values"]
+
+LARGEST_RANK: Final = 1024
+"""Rank up to which the size of a delta is computed: its two Gram matrices take 16 * rank * rank bytes."""
+
+_SAFE: Final = (1e-12, 1e12)  # largest magnitudes whose squares, and sums of those, float32 can tell
+_STEP: Final = min(BLOCK, LARGEST_BLOCK)  # bytes of a block, at most
+
+
+class _Piece(NamedTuple):
+    """A stretch of one tensor."""
+
+    row: int
+    start: int
+    stop: int
+    rank: int
+    """Of the pair that the tensor belongs to; 0 where there is no Gram matrix to form."""
+    last: bool
+    """Whether the tensor ends with it."""
+
+
+def read_values(
+    checkpoint: Checkpoint, pairs: Sequence[Pair], *, engine: Engine = "auto", progress: Progress | None = None
+) -> tuple[list[Values], dict[Pair, float]]:
+    """Read every tensor once.
+
+    Parameters
+    ----------
+    checkpoint
+        What to read.
+    pairs
+        Those of its pairs whose deltas are to be measured.
+    engine
+        See `survey.pick_engine`.
+    progress
+        Called with the number of bytes read since its last call.
+
+    Returns
+    -------
+    tuple
+        What the values are, by row of `Checkpoint.table`; and by pair, where its rank is at most `LARGEST_RANK`, the
+        squared Frobenius norm of ``B @ A.T``.
+    """
+    kernels = pick_engine(engine, int(checkpoint.table["nbytes"].sum()))
+    values = [Values()] * len(checkpoint.names)
+    squared: dict[Pair, float] = {}
+    grams: dict[int, Doubles] = {}
+    of_b = {pair.row_b: pair for pair in pairs}
+    with np.errstate(all="ignore"):  # what is not finite is counted
+        for piece, block in _blocks(checkpoint.source, _pieces(checkpoint, pairs)):
+            row = piece.row
+            floats = _floats(block)
+            some = kernels.survey(floats)
+            values[row] = values[row].merged(some)
+            if piece.rank:
+                grams[row] = grams.get(row, 0.0) + _gram(floats.reshape(-1, piece.rank), some, kernels)
+                if row in of_b and piece.last:
+                    squared[of_b[row]] = _inner(grams.pop(of_b[row].row_a), grams.pop(row))
+            if progress is not None:
+                progress(piece.stop - piece.start)
+    return values, squared
+
+
+def check_finite(checkpoint: Checkpoint, *, engine: Engine = "auto") -> None:
+    """Read all tensors and hold that every value is finite.
+
+    Raises
+    ------
+    CheckpointError
+        Some are NaN or infinite: the message names the tensors concerned, and `found` is a dict from the name of each
+        to the number of such values.
+    """
+    values, _ = read_values(checkpoint, (), engine=engine)
+    bad = {name: one.n_nan + one.n_inf for name, one in zip(checkpoint.names, values) if one.n_nan or one.n_inf}
+    if bad:
+        tensors = ", ".join(f"{name} ({n:,})" for name, n in bad.items())
+        raise CheckpointError(
+            f"{len(bad)} of {len(values)} tensors have values that are NaN or infinite: {tensors}",
+            source=checkpoint.source.name, field="data", found=bad,
+        )  # fmt: skip
+
+
+def _pieces(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> Iterator[_Piece]:
+    """Cut every tensor into whole rows of at most 1 MiB, each lora_b right after its lora_a."""
+    offsets, sizes, widths = (checkpoint.table[field].tolist() for field in ("offset", "nbytes", "ne0"))
+    together = [(pair.row_a, pair.row_b) for pair in pairs]
+    paired = {row for rows in together for row in rows}
+    alone = ((row,) for row in range(len(offsets)) if row not in paired)
+    for rows in sorted([*together, *alone]):
+        for row in rows:
+            offset, end = offsets[row], offsets[row] + sizes[row]
+            rank = widths[row] if row in paired and widths[row] <= LARGEST_RANK else 0
+            step = _STEP // (4 * rank) * 4 * rank if rank else _STEP
+            for start in range(offset, end, step):
+                yield _Piece(row, start, min(start + step, end), rank, start + step >= end)
+
+
+def _blocks(source: Source, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, memoryview]]:
+    """Yield each piece with its bytes, which are there until the next one is asked for."""
+    if source.memory is not None:
+        for piece in pieces:
+            yield piece, source.memory[piece.start : piece.stop]
+        return
+    for piece, buffer, release in read_ahead(source, pieces):
+        yield piece, buffer[: piece.stop - piece.start]
+        release()
+
+
+def _floats(block: memoryview) -> Floats:
+    floats = np.frombuffer(block, "<f4")
+    if sys.byteorder == "big" or not floats.flags.aligned:
+        floats = floats.astype(np.float32)
+    floats.flags.writeable = False  # one signature for every kind of buffer
+    return floats
+
+
+def _gram(rows: Floats, some: Values, kernels: Kernels) -> Doubles:
+    """Return ``rows.T @ rows``; NaN where `rows` has values that are not finite."""
+    rank = rows.shape[1]
+    if some.n_nan or some.n_inf:
+        return np.full((rank, rank), np.nan)
+    if rank == 1:
+        return np.array([[some.squares]])
+    if _SAFE[0] < max(-some.lowest, some.highest) < _SAFE[1]:
+        return kernels.gram(rows)
+    wide = rows.astype(np.float64)
+    return wide.T @ wide
+
+
+def _inner(a: Doubles, b: Doubles) -> float:
+    """Return the sum of the products of the entries of both; never below 0, as it can be by rounding only."""
+    total = float(np.add.reduce(a * b, axis=None))
+    return total if total > 0 or math.isnan(total) else 0.0

@@ -1,0 +1,221 @@
+"""Moving tensor bytes from a source to an output, as fast as the system copies.
+
+The tensors are cut into blocks: stretches of the source of at most 1 MiB, which still fits in the processor's cache
+when it is written.  Each block is read in one go, the records between its tensors included, and its tensors leave it
+as slices, handed to the system together.  For a source on disk one thread reads ahead while the caller's writes: the
+kernel's two copies, which are all that this costs, overlap.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .outputs import LONGEST_GATHER, Writer
+from .sources import Source
+
+__all__ = ["BLOCK", "Progress", "Stretch", "copy_patched", "copy_tensors", "read_ahead"]
+
+BLOCK: Final = 1 << 20
+"""Bytes of a block; more falls out of cache, less costs calls."""
+_AHEAD: Final = 4  # blocks in flight
+_WIDEST_GAP: Final = 1 << 16  # bytes between two tensors that are read along rather than skipped
+_PIECE: Final = 32  # bytes of a tensor that are worth a place in a block that it does not fit into
+
+_Numbers = npt.NDArray[np.int64]
+Progress = Callable[[int], object]
+"""Called with the number of bytes moved since the last call."""
+
+
+class Stretch(Protocol):
+    """Bytes of a source that are read in one go, at most `BLOCK` of them."""
+
+    @property
+    def start(self) -> int:
+        """Offset of the first."""
+
+    @property
+    def stop(self) -> int:
+        """Offset behind the last."""
+
+
+_S = TypeVar("_S", bound=Stretch)
+
+
+class _Block(NamedTuple):
+    start: int
+    stop: int
+    cuts: list[tuple[int, int, int]]  # of each piece: start and stop within the block, padding after it
+
+
+def copy_tensors(
+    source: Source,
+    offsets: _Numbers,
+    sizes: _Numbers,
+    output: Writer,
+    *,
+    alignment: int,
+    head: bytes = b"",
+    progress: Progress | None = None,
+) -> None:
+    """Append `head`, then tensors, to `output`, each tensor padded with zeros to a multiple of `alignment`.
+
+    Parameters
+    ----------
+    source
+        What to read.  Its size is trusted only as far as `Source.read_into` finds the bytes.
+    offsets, sizes
+        (n,) int64: where each tensor is in `source` and how long, in bytes, in the order of the output.
+    output
+        Where the bytes go.
+    alignment
+        Bytes; small.
+    head
+        What goes before the tensors.
+    progress
+        Called after each block.
+    """
+    if source.memory is not None:
+        _copy_from_memory(source.memory, offsets, sizes, output, alignment, head, progress)
+        return
+    output.writev([head])
+    zeros = bytes(alignment)
+    for block, view, release in read_ahead(source, _blocks(offsets.tolist(), sizes.tolist(), alignment)):
+        output.writev(_pieces(view, block.cuts, zeros))
+        release()
+        if progress is not None:
+            progress(block.stop - block.start)
+
+
+def copy_patched(
+    source: Source,
+    patches: Sequence[tuple[int, bytes]],
+    output: Writer,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Append bytes of `source` to `output`, with some of them replaced.
+
+    Parameters
+    ----------
+    source
+        What to read.
+    patches
+        Byte offset in `source` and new bytes of each replacement, by offset, none beyond the end.
+    output
+        Where the bytes go.
+    start, stop
+        The stretch of `source` to copy; all of it unless told otherwise.
+    progress
+        Called after each block.
+    """
+    stop = source.size if stop is None else stop
+    blocks = (_Block(at, min(at + BLOCK, stop), []) for at in range(start, stop, BLOCK))
+    first = 0
+    for block, view, release in read_ahead(source, blocks):
+        while first < len(patches) and patches[first][0] + len(patches[first][1]) <= block.start:
+            first += 1
+        for offset, data in patches[first:]:
+            if offset >= block.stop:
+                break
+            begin, end = max(offset, block.start), min(offset + len(data), block.stop)
+            view[begin - block.start : end - block.start] = data[begin - offset : end - offset]
+        output.writev([view[: block.stop - block.start]])
+        release()
+        if progress is not None:
+            progress(block.stop - block.start)
+
+
+def _copy_from_memory(
+    memory: memoryview,
+    offsets: _Numbers,
+    sizes: _Numbers,
+    output: Writer,
+    alignment: int,
+    head: bytes,
+    progress: Progress | None,
+) -> None:
+    """Hand out slices of `memory`; nothing is gained by blocks here."""
+    cuts = zip(offsets.tolist(), (offsets + sizes).tolist(), (-sizes % alignment).tolist())
+    pieces = [head, *_pieces(memory, cuts, bytes(alignment))]
+    for first in range(0, len(pieces), LONGEST_GATHER):
+        some = pieces[first : first + LONGEST_GATHER]
+        output.writev(some)
+        if progress is not None:
+            progress(sum(map(len, some)))
+
+
+def _pieces(view: memoryview, cuts: Iterable[tuple[int, int, int]], zeros: bytes) -> list[bytes | memoryview]:
+    """Slice `view`: start, stop and following padding of each piece."""
+    pieces: list[bytes | memoryview] = []
+    for start, stop, padding in cuts:
+        pieces.append(view[start:stop])
+        if padding:
+            pieces.append(zeros[:padding])
+    return pieces
+
+
+def _blocks(offsets: Sequence[int], sizes: Sequence[int], alignment: int) -> Iterator[_Block]:
+    """Cut the tensors into blocks, in order."""
+    start = stop = 0
+    cuts: list[tuple[int, int, int]] = []
+    for offset, left in zip(offsets, sizes):
+        padding = -left % alignment
+        while left:
+            room = start + BLOCK - offset
+            fits = stop <= offset <= stop + _WIDEST_GAP and room >= min(left, _PIECE)
+            if cuts and not (fits and 2 * len(cuts) < LONGEST_GATHER - 2):
+                yield _Block(start, stop, cuts)
+                cuts = []
+            if not cuts:
+                start, room = offset, BLOCK
+            take = min(left, room)
+            left -= take
+            stop = offset + take
+            cuts.append((offset - start, stop - start, 0 if left else padding))
+            offset = stop
+    if cuts:
+        yield _Block(start, stop, cuts)
+
+
+def read_ahead(source: Source, blocks: Iterator[_S]) -> Iterator[tuple[_S, memoryview, Callable[[], object]]]:
+    """Yield each block with its bytes, read by a thread of its own, and a function that gives the bytes back.
+
+    The bytes are at the start of a memoryview of `BLOCK` bytes, of which a few take turns, so memory stays small.
+    What goes wrong in the thread is raised here; the thread has ended when the iterator has.
+    """
+    free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+    full: queue.SimpleQueue[tuple[_S, memoryview] | BaseException | None] = queue.SimpleQueue()
+    for _ in range(_AHEAD):
+        free.put(memoryview(bytearray(BLOCK)))
+
+    def read() -> None:
+        try:
+            for block in blocks:
+                buffer = free.get()
+                if buffer is None:
+                    return
+                source.read_into(block.start, buffer[: block.stop - block.start])
+                full.put((block, buffer))
+            full.put(None)
+        except BaseException as error:  # raised again in the thread that waits
+            full.put(error)
+
+    reader = threading.Thread(target=read, name="ggcl_fast-reader", daemon=True)
+    reader.start()
+    try:
+        while (item := full.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            block, buffer = item
+            yield block, buffer, lambda buffer=buffer: free.put(buffer)  # type: ignore[misc]
+    finally:
+        free.put(None)
+        reader.join()

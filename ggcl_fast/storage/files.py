@@ -1,0 +1,231 @@
+"""A file and a folder as outputs: `places` has what they share, this module what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+from . import system
+from .parts import FLAGS
+from .places import EXISTS, Place
+from .urls import StrPath
+
+__all__ = ["OutputFile", "OutputFolder"]
+
+_MOST_BYTES: Final = 1 << 30  # of one call; some systems refuse 2 GiB
+
+
+class _FileWriter:
+    """Writes an open file, from its start on."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._reserved = 0
+        self.nbytes = 0
+        """Bytes written so far."""
+
+    def preallocate(self, nbytes: int) -> None:
+        """Reserve `nbytes`, so that a full disk shows before the work and the blocks lie together; where supported."""
+        if system.reserve(self._fd, nbytes):
+            self._reserved = nbytes
+
+    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
+        total = sum(map(len, pieces))
+        self.nbytes += total
+        written = os.writev(self._fd, pieces) if total <= _MOST_BYTES else 0
+        if written < total:  # a short write, rare on disks
+            self._write_rest(pieces, written)
+
+    def _write_rest(self, pieces: Sequence[bytes | memoryview], written: int) -> None:
+        """Write what follows the first `written` bytes of `pieces`, one piece after the other."""
+        for piece in pieces:
+            if written >= len(piece):
+                written -= len(piece)
+                continue
+            rest = memoryview(piece)[written:]
+            written = 0
+            while rest:
+                n = os.write(self._fd, rest[:_MOST_BYTES])
+                if n == 0:
+                    raise OSError(errno.EIO, "Nothing could be written")
+                rest = rest[n:]
+
+    def finish(self, *, fsync: bool) -> None:
+        """Give up what was reserved and not written; make all reach the disk if `fsync`."""
+        if self.nbytes < self._reserved:
+            os.ftruncate(self._fd, self.nbytes)
+        if fsync:
+            os.fsync(self._fd)
+
+
+class OutputFile(Place):
+    """A file that comes into being within `Outputs`.
+
+    Parameters
+    ----------
+    target
+        Where it goes; symbolic links are followed as `cp` follows them.
+    force
+        Replace the file that is there.
+    fsync
+        Make the file, then its folder, reach the disk.
+    parents
+        Make the folders above it where they are missing.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no folder to write it into, and `parents` is false.
+    FileExistsError
+        There is a file and `force` is false, or something that is no regular file.
+    IsADirectoryError
+        It is a folder.
+    """
+
+    what = "file"
+    flags = FLAGS | os.O_RDWR | os.O_NONBLOCK
+
+    def _check_type(self, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "The target is a folder", self._name)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileExistsError(errno.EEXIST, "The target exists and is not a regular file", self._name)
+
+    def _make(self) -> None:
+        self._fd = os.open(self._part, self.flags | os.O_CREAT | os.O_EXCL, 0o666)
+        self._writer = _FileWriter(self._fd)
+
+    def _remove(self, path: str) -> None:
+        os.unlink(path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written so far."""
+        return self._writer.nbytes
+
+    def preallocate(self, nbytes: int) -> None:
+        """Reserve `nbytes` in all; where that is supported."""
+        with self._naming_the_target():
+            self._writer.preallocate(nbytes)
+
+    def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
+        with self._naming_the_target():
+            self._writer.writev(pieces)
+
+    def file(self, name: str) -> contextlib.AbstractContextManager[OutputFile]:  # noqa: ARG002
+        """Give itself, whatever the name."""
+        return contextlib.nullcontext(self)
+
+    def finish(self) -> None:
+        """Make the temporary file what the target shall be."""
+        with self._naming_the_target():
+            self._writer.finish(fsync=False)
+        super().finish()
+
+    def _take_free_name_by_other_means(self) -> None:
+        try:
+            os.link(self._part, self.path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links: an empty file claims the name
+            os.close(os.open(self.path, FLAGS | os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            os.replace(self._part, self.path)
+        else:
+            os.unlink(self._part)
+
+    def _replace(self, *, last: bool) -> bool:
+        if not last:
+            return super()._replace(last=last)
+        self._check_type(os.lstat(self.path))
+        self._replaced = True
+        os.replace(self._part, self.path)
+        return True
+
+    def _set_aside(self) -> None:
+        os.link(self.path, self._aside)
+        os.replace(self._part, self.path)
+
+
+class OutputFolder(Place):
+    """A folder of files that comes into being within `Outputs`; as `OutputFile` but for what is said here.
+
+    Parameters
+    ----------
+    names
+        Names of its files.  A folder that holds others is never replaced.
+
+    Raises
+    ------
+    NotADirectoryError
+        It is a file.
+    FileExistsError
+        There is such a folder and `force` is false, or it holds other files than `names`.
+    """
+
+    what = "folder"
+    flags = FLAGS | os.O_RDONLY | os.O_DIRECTORY
+
+    def __init__(
+        self,
+        target: StrPath,
+        names: Collection[str],
+        *,
+        force: bool = False,
+        fsync: bool = False,
+        parents: bool = False,
+    ) -> None:
+        self._names = names
+        super().__init__(target, force=force, fsync=fsync, parents=parents)
+
+    def _check_type(self, status: os.stat_result) -> None:
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "The target is to be a folder, and is a file", self._name)
+
+    def _check_contents(self, path: str) -> None:
+        if others := sorted(set(os.listdir(path)).difference(self._names)):
+            raise FileExistsError(
+                errno.EEXIST, f"The target holds other files, such as {others[0]}, and is not replaced", self._name
+            )
+
+    def _make(self) -> None:
+        os.mkdir(self._part)
+        self._fd = os.open(self._part, self.flags)
+
+    def _remove(self, path: str) -> None:
+        shutil.rmtree(path)
+
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[_FileWriter]:
+        """Give a file of this name in the folder, to be written within a ``with`` block."""
+        inside = os.path.join(self._part, name)
+        fd = -1
+        try:
+            fd = os.open(inside, FLAGS | os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            writer = _FileWriter(fd)
+            yield writer
+            writer.finish(fsync=self._fsync)
+            fd, closing = -1, fd
+            os.close(closing)
+        except OSError as error:
+            if error.filename in (None, inside):
+                error.filename = os.path.join(self.path, name)
+            raise
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _take_free_name_by_other_means(self) -> None:
+        if os.path.lexists(self.path):
+            raise FileExistsError(errno.EEXIST, EXISTS)
+        os.rename(self._part, self.path)
+
+    def _set_aside(self) -> None:
+        os.rename(self.path, self._aside)
+        os.rename(self._part, self.path)

@@ -1,0 +1,134 @@
+"""A locked temporary place beside a target, ``.<name>.<n>.ggcl_fast-part``.
+
+The lock lives as long as its writer, so a place without one is the leftover of a process that was killed, and the next
+run for the same target removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from .system import is_linked, lock
+
+__all__ = ["FLAGS", "Part"]
+
+FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+"""What every file is opened with."""
+_SUFFIX: Final = ".ggcl_fast-part"
+_OLD: Final = "-old"  # behind it, for what is set aside
+_LONGEST_NAME: Final = 200  # bytes; names end at 255 on common file systems
+
+
+class Part:
+    """A temporary place for the target `path`, a file or a folder."""
+
+    what = ""
+    flags = FLAGS
+    path = ""
+    _parents = False
+    _fd = _old = -1
+    _part = ""
+
+    def _check_type(self, status: os.stat_result) -> None:
+        """Raise where what is in the target's place can never be replaced."""
+        raise NotImplementedError
+
+    def _check_contents(self, path: str) -> None:
+        """Raise where `path`, which is replaced, holds what is not ours."""
+
+    def _make(self) -> None:
+        """Make `_part` and open it; `FileExistsError` where it is there."""
+        raise NotImplementedError
+
+    def _remove(self, path: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def _aside(self) -> str:
+        return self._part + _OLD
+
+    @contextlib.contextmanager
+    def _naming_the_target(self) -> Iterator[None]:
+        """Make an `OSError` tell of the target: the user knows nothing of a temporary name."""
+        try:
+            yield
+        except OSError as error:
+            error.filename, error.filename2 = self.path, None
+            raise
+
+    def create(self) -> None:
+        """Make the temporary place and lock it; a leftover is removed for it."""
+        with self._naming_the_target():
+            folder, name = os.path.split(self.path)
+            if self._parents:
+                os.makedirs(folder, exist_ok=True)
+            for number in itertools.count():
+                self._part = os.path.join(folder, f".{_shortened(name)}.{number}{_SUFFIX}")
+                while self._make_or_remove():
+                    if lock(self._fd) is not False and is_linked(self._fd, self._part):
+                        self._settle_leftover()
+                        return
+                    self._close()  # another run took it for a leftover before it was locked
+
+    def _make_or_remove(self) -> bool:
+        """Make the temporary place, removing a leftover; false where somebody is using it."""
+        while True:
+            try:
+                self._make()
+                return True
+            except FileExistsError:
+                if not self._remove_abandoned():
+                    return False
+
+    def _remove_abandoned(self) -> bool:
+        """Remove `_part` if nobody writes it; false where somebody does, or it is not ours to remove."""
+        try:
+            fd = os.open(self._part, self.flags)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            if lock(fd) is not True:
+                return False
+            if is_linked(fd, self._part):
+                self._check_type(os.fstat(fd))
+                self._check_contents(self._part)
+                self._remove(self._part)
+            return True
+        except (FileExistsError, NotADirectoryError, PermissionError):
+            return False
+        finally:
+            os.close(fd)
+
+    def _settle_leftover(self) -> None:
+        """Deal with what a process that was killed between two renames had set aside."""
+        if not os.path.lexists(self._aside):
+            return
+        if not os.path.lexists(self.path):
+            os.rename(self._aside, self.path)
+            raise FileExistsError(
+                errno.EEXIST, f"The {self.what} that a killed run had set aside is back; look, then try again"
+            )
+        with contextlib.suppress(OSError):  # a rival may be faster, and what is not ours stays
+            self._check_contents(self._aside)
+            self._remove(self._aside)
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._old):
+            if fd >= 0:
+                with contextlib.suppress(OSError):  # what had to be written was written, and checked by `finish`
+                    os.close(fd)
+        self._fd = self._old = -1
+
+
+def _shortened(name: str) -> str:
+    """Return `name` with room for what stands around it, cut between two characters."""
+    while len(os.fsencode(name)) > _LONGEST_NAME:
+        name = name[:-1]
+    return name

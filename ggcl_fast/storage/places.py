@@ -1,0 +1,203 @@
+"""Outputs that appear whole or not at all: files and folders.
+
+One idea serves all of them: a locked temporary place beside the target, ``.<name>.<n>.ggcl_fast-part``, holds what
+will take the target's place, in one step, when all is written.  The lock lives as long as its writer, so a place
+without one is the leftover of a process that was killed, and the next run for the same target removes it.
+
+- Without ``force`` a place is taken only where nothing has it, at the very moment it is taken.
+- With ``force`` a file is replaced in one step.  Where something can still fail afterwards, as with several outputs,
+  old and new change places instead, so that they can change back: all outputs are in place, or none.
+- A folder that was replaced is looked at again when it is out of its place: if it holds more than when the work began,
+  it goes back.
+
+Where the system cannot exchange two names, the old one is set aside as ``.<name>.<n>.ggcl_fast-part-old``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Final
+
+from . import system
+from .parts import FLAGS, Part
+from .system import is_linked, lock
+from .urls import StrPath
+
+__all__ = ["EXISTS", "Place"]
+
+EXISTS: Final = "The target exists; use --force (force=True) to replace it"
+"""What is said of a target that is there."""
+_TRIES: Final = 1000  # to take a place that others make and remove
+
+
+class Place(Part):
+    """What a file and a folder have in common as outputs."""
+
+    _replaced = False
+    _old_status: os.stat_result | None = None
+
+    def __init__(self, target: StrPath, *, force: bool = False, fsync: bool = False, parents: bool = False) -> None:
+        self._name = os.fspath(target)
+        self._force = force
+        self._fsync = fsync
+        self._parents = parents
+        self._process = os.getpid()
+        try:
+            self.path = os.path.realpath(target)
+            self._check()
+        except ValueError as error:  # a NUL in the name
+            raise OSError(errno.EINVAL, str(error), self._name) from None
+
+    def _check(self) -> None:
+        """Hold that the target can be made, before any work is done."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            folder = os.path.dirname(self.path)
+            if not os.path.isdir(folder) and not (self._parents and not os.path.exists(folder)):
+                missing = errno.ENOTDIR if os.path.exists(folder) else errno.ENOENT
+                raise OSError(missing, "The target's folder is not there", self._name) from None
+            return
+        self._check_type(status)
+        if not self._force:
+            raise FileExistsError(errno.EEXIST, EXISTS, self._name)
+        self._check_contents(self.path)
+
+    def __del__(self) -> None:
+        if self._part:  # an interrupt came on the threshold of the block: neither in it nor out of it
+            self.discard()
+
+    def finish(self) -> None:
+        """Make the temporary place what the target shall be."""
+        with self._naming_the_target():
+            if self._fsync:
+                os.fsync(self._fd)
+            os.close(os.dup(self._fd))  # some network file systems report a failed write only at close
+
+    def take(self, *, last: bool) -> None:
+        """Let the temporary place become the target."""
+        with self._naming_the_target():
+            if self._process != os.getpid():
+                raise OSError(errno.EPERM, "Another process has begun it")
+            if not is_linked(self._fd, self._part):
+                raise FileNotFoundError(errno.ENOENT, "The temporary file was removed by somebody else")
+            for _ in range(_TRIES):
+                if self._take_free_name() or self._replace(last=last and not self._fsync):
+                    return
+            raise OSError(errno.EBUSY, "Somebody else is making and removing the target")
+
+    def _take_free_name(self) -> bool:
+        """Take the place of nothing; false where something is there that is to be replaced."""
+        try:
+            if not system.rename_to_free_name(self._part, self.path):
+                self._take_free_name_by_other_means()
+        except FileExistsError:
+            if not self._force:
+                raise FileExistsError(errno.EEXIST, EXISTS) from None
+            return False
+        return True
+
+    def _take_free_name_by_other_means(self) -> None:
+        raise NotImplementedError
+
+    def _replace(self, *, last: bool) -> bool:  # noqa: ARG002 - of folders nothing is lost either way
+        """Take the place of what is there; false where it has gone."""
+        try:
+            self._old_status = os.lstat(self.path)
+            self._check_type(self._old_status)
+            self._hold(self.path)
+            self._check_contents(self.path)
+            exchanged = system.exchange(self._part, self.path)
+        except FileNotFoundError:
+            return False
+        if not exchanged:
+            self._set_aside()
+        out = self._part if exchanged else self._aside
+        if not self._is_old(out):  # a rival was faster: then it is the rival's that was replaced
+            self._old_status = os.lstat(out)
+            self._hold(out)
+        try:
+            self._check_contents(out)
+        except OSError:
+            self.give_back()
+            raise
+        return True
+
+    def _hold(self, path: str) -> None:
+        """Lock what is replaced, so that nobody takes it for a leftover when it is out of its place."""
+        with contextlib.suppress(PermissionError):  # not ours to read
+            if self._old >= 0:
+                os.close(self._old)
+            self._old = os.open(path, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
+            lock(self._old)  # or whoever has the lock holds it for us
+
+    def _set_aside(self) -> None:
+        """Take the target's place in two steps, where the system has no single one."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Make the name reach the disk."""
+        if self._fsync:
+            with self._naming_the_target():
+                folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    def give_back(self) -> None:
+        """Restore what was there before, where the place was taken and is still ours."""
+        if self._replaced or not is_linked(self._fd, self.path):
+            return
+        if self._old_status is None:
+            self._remove(self.path)
+        elif self._is_old(self._part):
+            system.exchange(self._part, self.path)
+        elif self._is_old(self._aside):
+            self._remove(self.path)
+            os.rename(self._aside, self.path)
+        else:
+            raise FileNotFoundError(errno.ENOENT, "what was there before is gone", self.path)
+
+    def discard(self) -> None:
+        """Remove what is still temporary, and what was replaced.
+
+        What an interrupt keeps it from doing is done when the place is forgotten.
+        """
+        try:
+            if self._process == os.getpid():  # in a fork of the writer it is the parent's
+                self._clear()
+        except OSError:
+            self._forget()
+            raise
+        self._forget()
+
+    def _clear(self) -> None:
+        if self._fd < 0:
+            # An interrupt may have come between its creation and our knowing of it.
+            if self._part:
+                self._remove_abandoned()
+        elif not is_linked(self._fd, self.path) and is_linked(self._fd, self._part):
+            self._remove(self._part)
+        else:
+            self._remove_replaced()
+
+    def _forget(self) -> None:
+        self._part = ""
+        self._close()
+
+    def _remove_replaced(self) -> None:
+        """Remove what was replaced, or a second name of what has its place; what cannot be removed is a leftover."""
+        for path in (self._part, self._aside):
+            with contextlib.suppress(OSError):
+                if self._is_old(path) or is_linked(self._fd, path):
+                    self._remove(path)
+
+    def _is_old(self, path: str) -> bool:
+        """Tell whether `path` is what was in the target's place, and not what a rival has made since."""
+        try:
+            return self._old_status is not None and os.path.samestat(os.lstat(path), self._old_status)
+        except FileNotFoundError:
+            return False

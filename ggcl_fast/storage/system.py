@@ -1,0 +1,86 @@
+"""What the system offers beyond Python's ``os``; whoever asks knows from the answer where it does not.
+
+On Linux: renameat2 (man 2 renameat2), by which a name is taken only where nothing has it, or two names change places
+in one step; and fallocate (man 2 fallocate) as the kernel has it: posix_fallocate writes to every block of a file
+where the file system cannot reserve.  Elsewhere nothing of these is there.  Locks are flock's, on every system.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import sys
+from typing import Any, Final
+
+__all__ = ["exchange", "is_linked", "lock", "rename_to_free_name", "reserve"]
+
+_AT_FDCWD: Final = -100
+_NOREPLACE: Final = 1
+_EXCHANGE: Final = 2
+_CANNOT: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """Return a function of the C library, None where it has none."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    found = getattr(library, f"{name}64", None) or getattr(library, name, None)  # the former where off_t has 32 bits
+    if found is not None:
+        arguments = {
+            "renameat2": (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint),
+            "fallocate": (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong),
+        }
+        found.argtypes = arguments[name]
+    return found
+
+
+def _call(name: str, *arguments: object) -> bool:
+    function = _function(name)
+    if function is None:
+        return False
+    while function(*arguments):
+        number = ctypes.get_errno()
+        if number in _CANNOT:
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return True
+
+
+def exchange(one: str, other: str) -> bool:
+    """Let two files or folders change places in one step; false where the system or the file system cannot."""
+    return _call("renameat2", _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)
+
+
+def rename_to_free_name(old: str, new: str) -> bool:
+    """Rename `old` to `new`, `FileExistsError` where that is there; false where it cannot be done in one step."""
+    return _call("renameat2", _AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _NOREPLACE)
+
+
+def reserve(fd: int, nbytes: int) -> bool:
+    """Reserve `nbytes` of disk for the file `fd`, and make it as long; false where the file system cannot."""
+    return _call("fallocate", fd, 0, 0, nbytes)
+
+
+def lock(fd: int) -> bool | None:
+    """Take the lock that marks a temporary place as alive; false: somebody holds it, None: there are no locks here."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def is_linked(fd: int, path: str) -> bool:
+    """Tell whether `path` is still the open file `fd`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False

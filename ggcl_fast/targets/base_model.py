@@ -1,0 +1,131 @@
+"""The base model that a checkpoint was trained on: a GGUF file, held against the checkpoint."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Final
+
+import gguf
+import numpy as np
+
+from ..checkpoint import Checkpoint, Pair
+from ..errors import CheckpointError
+from ..formats.finetune_keys import ARCH
+from ..formats.gguf_header import read_header
+from ..formats.gguf_tensors import GGUFTensor
+from ..formats.numbers import Floats, with_delta
+from ..storage.opening import open_source
+from ..storage.sources import Source, read_at
+from ..storage.urls import StrPath
+from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
+
+__all__ = ["BaseModel"]
+
+_SPLIT: Final = "split.count"
+
+
+class BaseModel:
+    """A base model, open for reading.  A context manager.
+
+    Parameters
+    ----------
+    path
+        A GGUF file on a local disk, or a URL.
+
+    Raises
+    ------
+    CheckpointError
+        It is no sound GGUF file, or one of several, or of another architecture than LLaMA.
+    OSError
+        It cannot be opened or read.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self.source: Source = open_source(path)
+        try:
+            self.header = read_header(self.source)
+            self.tensors = self.header.tensors()
+            """The tensors by name."""
+            for key, expected in (("general.architecture", ARCH), (_SPLIT, 1)):
+                value = self.header.keys.get(key, None if key == _SPLIT else "nothing")
+                if value not in (expected, None, 0):
+                    hint = "join the files with llama.cpp's gguf-split --merge" if key == _SPLIT else None
+                    raise CheckpointError(
+                        "not a base model that finetune could train", source=self.source.name, field=key,
+                        expected=expected, found=value, hint=hint,
+                    )  # fmt: skip
+        except BaseException:
+            self.source.close()
+            raise
+
+    def __enter__(self) -> BaseModel:
+        return self
+
+    def __exit__(
+        self, error: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.source.close()
+
+    @property
+    def is_tied(self) -> bool:
+        """Tell whether the model has no output weight of its own and uses its token embeddings in its place."""
+        return OUTPUT not in self.tensors
+
+    def key(self, name: str) -> int:
+        """Return the integer ``llama.<name>``, 0 where there is none."""
+        value = self.header.keys.get(f"{ARCH}.{name}", 0)
+        return value if isinstance(value, int) else 0
+
+    def tensor(self, pair: Pair) -> GGUFTensor:
+        """Return where the weight is that `pair` changes: the token embeddings for the output weight of a tied model.
+
+        Raises
+        ------
+        KeyError
+            There is no such weight; `check` has seen to that.
+        """
+        return self.tensors[TOKEN_EMBD if pair.weight == OUTPUT and self.is_tied else pair.weight]
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Hold the shapes of all pairs of `checkpoint` against the base model's.
+
+        Raises
+        ------
+        CheckpointError
+            A weight is missing or has other dims, or a norm is not F32: the message names both files.
+        """
+        for pair in checkpoint.pairs:
+            try:
+                tensor = self.tensor(pair)
+            except KeyError:
+                raise CheckpointError(
+                    "the base model has no such tensor", source=checkpoint.source.name, tensor=pair.weight,
+                    expected=f"dims {pair.dims} in {self.source.name}", found="nothing",
+                ) from None  # fmt: skip
+            dims = tensor.dims
+            while len(dims) > len(pair.dims) and dims[-1] == 1:
+                dims = dims[:-1]
+            if dims != pair.dims:
+                raise CheckpointError(
+                    "not the shape of the base model", source=checkpoint.source.name, tensor=pair.weight, field="dims",
+                    expected=f"{dims} as in {self.source.name}", found=pair.dims,
+                    hint="it was trained on another model",
+                )  # fmt: skip
+            if pair.is_norm and tensor.type != gguf.GGMLQuantizationType.F32:
+                raise CheckpointError(
+                    "norms are F32 in every model", source=self.source.name, tensor=pair.weight, field="type",
+                    expected="F32", found=tensor.type.name,
+                )  # fmt: skip
+
+    def norm(self, checkpoint: Checkpoint, pair: Pair) -> Floats:
+        """Return the norm weight with the delta of `pair` added, shape (n_embd,)."""
+        tensor = self.tensor(pair)
+        weight = np.frombuffer(read_at(self.source, tensor.offset, tensor.nbytes), "<f4").reshape(1, -1)
+        a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
+        norm: Floats = with_delta(weight, b, a, source=self.source.name, tensor=pair.weight)[0].astype("<f4")
+        return norm
+
+    def norm_patches(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
+        """Return byte offset and new bytes of every norm that `checkpoint` changes, by offset."""
+        norms = (pair for pair in checkpoint.pairs if pair.is_norm)
+        return sorted((self.tensor(pair).offset, self.norm(checkpoint, pair).tobytes()) for pair in norms)

@@ -1,0 +1,70 @@
+"""A and B of a checkpoint's pairs, read for writing, and how much of a training is in the norms."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, Pair
+from ..formats.numbers import Floats, scaled
+from ..storage.sources import read_at
+
+__all__ = ["OUTPUT", "TOKEN_EMBD", "NormSize", "lora_a", "lora_b", "norm_size"]
+
+TOKEN_EMBD: Final = "token_embd.weight"
+"""The weight that is looked up instead of multiplied by, for which llama.cpp and PEFT have rules of their own."""
+OUTPUT: Final = "output.weight"
+"""The weight that a model with tied embeddings does not have: it uses `TOKEN_EMBD` in its place."""
+
+
+def lora_a(checkpoint: Checkpoint, pair: Pair) -> Floats:
+    """Read A of `pair`, shape (n_in, rank)."""
+    return _read(checkpoint, pair.row_a)
+
+
+def lora_b(checkpoint: Checkpoint, pair: Pair) -> Floats:
+    """Read B of `pair`, shape (n_out, rank), with the checkpoint's scale in it.
+
+    Raises
+    ------
+    CheckpointError
+        A value times the scale is too large.
+    """
+    b = _read(checkpoint, pair.row_b)
+    return scaled(b, checkpoint.scale, source=checkpoint.source.name, tensor=f"{pair.weight}.lora_b")
+
+
+def _read(checkpoint: Checkpoint, row: int) -> Floats:
+    """Read a tensor with plain reads: a map of a file that shrinks would end the process."""
+    place = checkpoint.table[row]
+    data = read_at(checkpoint.source, int(place["offset"]), int(place["nbytes"]))
+    return np.frombuffer(data, "<f4").reshape(int(place["ne1"]), int(place["ne0"]))
+
+
+class NormSize(NamedTuple):
+    """How much of the training is in the norms; their weights are near one."""
+
+    n: int
+    """Number of norm weights trained."""
+    largest: float
+    """Largest absolute value of all deltas."""
+    rms: float
+    """Root of the mean of their squares."""
+
+    def __str__(self) -> str:
+        return f"{self.n} norm deltas (at most {self.largest:.3g}, RMS {self.rms:.3g}, beside norm weights of about 1)"
+
+
+def norm_size(checkpoint: Checkpoint) -> NormSize:
+    """Measure the norm deltas of `checkpoint`."""
+    n, n_values, largest, squares = 0, 0, 0.0, 0.0
+    with np.errstate(all="ignore"):
+        for pair in checkpoint.pairs:
+            if pair.is_norm:
+                delta = lora_b(checkpoint, pair).astype(np.float64) @ lora_a(checkpoint, pair).T
+                n, n_values = n + 1, n_values + delta.size
+                largest = max(largest, float(np.abs(delta).max()))
+                squares += float(np.square(delta).sum())
+    return NormSize(n, largest, math.sqrt(squares / max(1, n_values)))

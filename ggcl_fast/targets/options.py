@@ -1,0 +1,79 @@
+"""What is asked of a job: made once, by whoever asks, and handed down unchanged to the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final, Literal
+
+from ..storage.urls import StrPath
+from . import DEFAULT, OUTTYPES, TARGETS
+
+__all__ = ["Options"]
+
+_FLAGS: Final = {
+    "base": "--base (base=)",
+    "base_out": "--base-out (base_out=)",
+    "token_embd": "--no-token-embd (token_embd=False)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything about a conversion but its source and its target; `conversion.convert` says what each means.
+
+    Raises
+    ------
+    ValueError
+        There is no such target, or it has no use for an option, or needs another.
+    """
+
+    to: str | None = None
+    """A name in `TARGETS`; None for what the source's format becomes by default, see `for_format`."""
+    base: StrPath | None = None
+    base_out: StrPath | None = None
+    outtype: str = OUTTYPES[0]
+    token_embd: bool = True
+    ff: int | None = None
+    force: bool = False
+    parents: bool = False
+    dry_run: bool = False
+    fsync: bool = False
+    check_finite: bool = False
+    engine: Literal["auto", "numba", "python"] = "auto"
+    progress: Callable[[int], object] | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            "base": self.base is not None,
+            "base_out": self.base_out is not None,
+            "token_embd": not self.token_embd,
+        }
+        if self.to is not None:
+            self._check_target(self.to, given)
+        if given["base_out"] and not given["base"]:
+            raise ValueError(f"{_FLAGS['base_out']} needs {_FLAGS['base']}")
+
+    def _check_target(self, to: str, given: dict[str, bool]) -> None:
+        if to not in TARGETS:
+            raise ValueError(f"to: expected one of {', '.join(TARGETS)}, found {to!r}")
+        target = TARGETS[to]
+        for name, is_given in given.items():
+            if is_given and name not in target.takes:
+                raise ValueError(f"{_FLAGS[name]} means nothing with --to {to}")
+            if not is_given and name in target.needs:
+                raise ValueError(f"--to {to} needs {_FLAGS[name]}")
+        if self.outtype not in target.outtypes:
+            choice = " or ".join(target.outtypes)
+            raise ValueError(f"--outtype (outtype=) with --to {to}: expected {choice}, not {self.outtype}")
+
+    def for_format(self, format: str) -> Options:
+        """Return the same with `to` chosen, for a source of this format (`Checkpoint.format`)."""
+        if self.to is not None:
+            return self
+        return dataclasses.replace(self, to=DEFAULT if format == "ggcl" else "adapter")
+
+    @property
+    def folder(self) -> tuple[str, ...]:
+        """Names of the target's files where it is a folder; empty where it is a file, as it is by default."""
+        return TARGETS[self.to].folder if self.to is not None else ()
