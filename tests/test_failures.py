@@ -367,7 +367,7 @@ def test_a_failing_call_falls_back_or_fails_cleanly(
         fell_back = call in SYSTEM_CALLS and code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
         assert n_calls < nth or fell_back
     assert source.read_bytes() == SMALL
-    assert open_files() == n_open
+    assert open_files() <= n_open
 
 
 def test_short_writes_and_interrupted_calls_are_completed(
