@@ -42,3 +42,13 @@ def test_errors_keep_their_facts_when_pickled(kind: type[CheckpointError]) -> No
 )
 def test_names_are_shown_without_harm(text: str | bytes, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize("part", ["problem", "source", "tensor", "field", "expected", "found", "hint"])
+def test_every_part_of_a_message_is_escaped_and_shortened(part: str) -> None:
+    facts: dict[str, Any] = {"problem": "bad", "expected": "x", "found": "y"}
+    for text in ("\x1b]0;owned\x07\x1b[31mx\nggcl-fast: note: all is well", "A" * 1_000_000, "\u202e\udc80"):
+        error = CheckpointError(**{**facts, part: text})
+        assert str(error).isprintable()
+        assert len(str(error)) < 5000
+        assert getattr(error, part) == text  # programs get all of it

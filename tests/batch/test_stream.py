@@ -15,6 +15,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecu
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 import ggcl_fast
@@ -363,3 +364,115 @@ def test_results_and_jobs_survive_pickling() -> None:
     again = pickle.loads(pickle.dumps(result))
     assert again[:3] == result[:3]
     assert str(again.error) == str(result.error)
+
+
+# --- what holds for all jobs together -------------------------------------------------------------------------------
+
+
+def test_arguments_are_checked_when_it_is_called(folder: Path, tmp_path: Path) -> None:
+    for options, error in (
+        ({"no_such_option": 1}, TypeError), ({"to": "peft", "outtype": "bf16"}, ValueError),
+        ({"to": "merged"}, ValueError), ({"base_out": "x"}, ValueError), ({"on_error": "ignore"}, ValueError),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            convert_many(jobs(folder, tmp_path), **options)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_never_takes_what_is_another_jobs(workers: int, tmp_path: Path) -> None:
+    """The copy of the base model that one job writes is called as the adapter of the other."""
+    for name in ("a", "base-a"):
+        shutil.copy(DATA / "trained.ggcl", tmp_path / f"{name}.ggcl")
+    shutil.copy(DATA / "base.gguf", tmp_path / "base.gguf")
+    out = tmp_path / "out"
+    todo = [Job(tmp_path / f"{name}.ggcl", out / f"{name}.gguf") for name in ("a", "base-a")]
+    results = list(convert_many(todo, workers=workers, to="adapter", base=tmp_path / "base.gguf", parents=True))
+    assert {str(result.error).rpartition(": ")[0] for result in results if result.error} == {
+        "[Errno 22] The target is what another job of this run writes"
+    }
+    assert (out / "base-a.gguf").stat().st_size == (tmp_path / "base.gguf").stat().st_size
+    todo = [Job(tmp_path / "a.ggcl", tmp_path / "base-a.ggcl"), Job(tmp_path / "base-a.ggcl", tmp_path / "x.gguf")]
+    before = (tmp_path / "base-a.ggcl").read_bytes()
+    results = list(convert_many(todo, workers=workers, force=True))
+    assert Counter(result.status for result in results) == {"failed": 1, "converted": 1}
+    assert (tmp_path / "base-a.ggcl").read_bytes() == before
+
+
+@pytest.mark.parametrize("n_jobs", ["1", "2"])
+def test_fail_fast_counts_what_is_done(n_jobs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = tmp_path / "in"
+    tree.mkdir()
+    for i in range(40):
+        (tree / f"{i:02}.ggcl").write_bytes(GGCL[2][:-1] if i == 20 else GGCL[2])
+    assert main([str(tree), str(tmp_path / "out"), "--fail-fast", "--jobs", n_jobs]) == 1
+    captured = capsys.readouterr()
+    n_done = len(list((tmp_path / "out").iterdir()))
+    assert f"{n_done} converted, 1 failed" in captured.err
+    assert captured.out.count(": written, ") == n_done
+    assert n_done >= 8
+    if n_jobs == "1":
+        assert n_done == 20
+
+
+@pytest.mark.parametrize("n_jobs", ["1", "2"])
+def test_a_signal_stops_between_files_and_says_so(n_jobs: str, tmp_path: Path) -> None:
+    tree, out = tmp_path / "in", tmp_path / "out"
+    tree.mkdir()
+    (tree / "0.ggcl").write_bytes(GGCL[0])
+    for i in range(1, 4000):
+        os.link(tree / "0.ggcl", tree / f"{i}.ggcl")
+    command = [sys.executable, "-m", "ggcl_fast", "--jobs", n_jobs, str(tree), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        shown, said = process.stdout.read(), process.stderr.read() if process.stderr else ""
+    assert process.returncode == 130
+    lines = said.splitlines()
+    assert lines[0] == "ggcl-fast: SIGINT: stops when the files in work are done; once more, and they are undone"
+    n_done = len(list(out.iterdir()))
+    assert 0 < n_done < 4000
+    assert shown.count(": written, ") + 1 == n_done
+    assert lines[-2].startswith(f"ggcl-fast: {n_done:,} converted, {4000 - n_done:,} not begun or undone")
+    assert lines[-1] == "ggcl-fast: error: interrupted by SIGINT; no part of a file is left behind"
+
+
+def test_names_in_a_listing_do_not_lead_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = fsspec.filesystem("memory")
+    names = ("a.ggcl", "../../escaped.ggcl", "/abs/x.ggcl", "b/../../c.ggcl", "d//e.ggcl", "./f.ggcl", "g\0.ggcl")
+    for name in names:
+        memory.store[f"/in/{name}"] = memory._open(f"/x{names.index(name)}", "wb", data=GGCL[2])
+    monkeypatch.setattr("ggcl_fast.storage.stores.list_objects", lambda *_, **__: [(name, 1) for name in names])
+    monkeypatch.setattr("ggcl_fast.storage.stores.first_bytes", lambda *_: GGCL[2][:4])
+    monkeypatch.setattr("ggcl_fast.conversion.open_checkpoint", lambda *_, **__: ggcl_fast.open_checkpoint(GGCL[2]))
+    out = tmp_path / "deep" / "out"
+    assert main(["memory://in/", str(out), "--recursive", "--jobs", "1"]) == 1
+    assert below(tmp_path) == ["deep/out/a.gguf"]
+    assert capsys.readouterr().err.count("could lead out of the output folder") == len(names) - 1
+
+
+def test_a_folder_or_file_that_cannot_be_read_is_one_failure(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "bad.bin").unlink()
+    scandir, real_open = os.scandir, open
+
+    def unreadable(path: str) -> Any:
+        if str(path).endswith("deeper"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    def vanished(path: Any, *args: Any, **options: Any) -> Any:
+        if str(path).endswith("checkpoint-10.bin"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return real_open(path, *args, **options)
+
+    monkeypatch.setattr(os, "scandir", unreadable)
+    monkeypatch.setattr("builtins.open", vanished)
+    assert main([str(tree), str(tmp_path / "out"), "--recursive", "--jobs", "1"]) == 1
+    captured = capsys.readouterr()
+    assert below(tmp_path / "out") == ["a.gguf", "deep/b.gguf"]
+    assert "2 converted, 2 failed" in captured.err
+    assert f"{tree}/deep/deeper: Permission denied" in captured.err

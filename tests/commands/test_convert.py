@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -261,3 +262,43 @@ def test_long_work_shows_progress_on_a_terminal_only(tmp_path: Path) -> None:
     os.close(ours)
     assert b"%|" in shown
     assert b"B/s" in shown
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("n_files", [1, 2])
+def test_closed_streams_change_nothing_but_what_is_shown(closed: str, n_files: int, tmp_path: Path) -> None:
+    for i in range(n_files):
+        shutil.copy(ADAM, tmp_path / f"{i}.ggcl")
+    sources = " ".join(str(tmp_path / f"{i}.ggcl") for i in range(n_files))
+    (tmp_path / "out").mkdir()
+    command = f"exec {sys.executable} -m ggcl_fast --jobs 1 {sources} {tmp_path / 'out'} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0)
+    expected = tmp_path / "expected.gguf"
+    ggcl_fast.convert(ADAM, expected)
+    for i in range(n_files):
+        assert (tmp_path / "out" / f"{i}.gguf").read_bytes() == expected.read_bytes()
+
+
+def test_notes_stay_out_of_json_when_standard_error_is_closed(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m ggcl_fast --json --to adapter {ADAM} {tmp_path / 'out'} 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["to"] == "adapter"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_names_that_a_terminal_cannot_show_are_escaped(encoding: str, tmp_path: Path) -> None:
+    for i in range(3):
+        shutil.copy(ADAM, tmp_path / f"\u4e2d{i}.ggcl")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for target in ("\u4e2d.gguf", "out"):
+        sources = sorted(map(str, tmp_path.glob("*.ggcl")))[: 1 if target.endswith("gguf") else None]
+        if len(sources) > 1:
+            (tmp_path / target).mkdir()
+        command = [sys.executable, "-m", "ggcl_fast", "--jobs", "1", *sources, str(tmp_path / target)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout.count("\\u4e2d") >= len(sources)
+    assert len(os.listdir(tmp_path / "out")) == 3

@@ -1,9 +1,12 @@
 """The readers of GGUF checkpoints and ggla adapters: the same checkpoints, and clear errors for everything else."""
 
 import random
+import struct
 import time
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import gguf
 import numpy as np
 import pytest
@@ -373,3 +376,48 @@ def test_every_kind_of_buffer(fixture: str) -> None:
             np.testing.assert_array_equal(view, expected)
             assert np.shares_memory(view, np.frombuffer(buffer, np.uint8))
             assert not view.flags.writeable
+
+
+@pytest.mark.parametrize("old_names", [True, False])
+@pytest.mark.parametrize(("n_layer", "n_vocab", "n_ff"), [(8, 32000, 352), (8, 1234, 352), (3, 777, 250)])
+def test_adapters_in_stores_are_read_with_few_requests(
+    old_names: bool, n_layer: int, n_vocab: int, n_ff: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that wait for each other; guesses that are wrong cost one each."""
+    monkeypatch.setattr("ggcl_fast.storage.remote.SMALL", 0)
+    monkeypatch.setattr("ggcl_fast.storage.remote._WINDOW", 1024)
+    monkeypatch.setattr("ggcl_fast.storage.remote._GAP", 0)
+    data = _adapter(Shape(n_layer=n_layer, n_embd=128, n_vocab=n_vocab, n_ff=n_ff), old_names=old_names)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/in.ggla", data)
+    n_requests = 0
+    cat_file, cat_ranges = type(memory).cat_file, type(memory).cat_ranges
+
+    def count_file(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal n_requests
+        n_requests += 1
+        return cat_file(self, *args, **options)
+
+    def count_ranges(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal n_requests
+        before = n_requests
+        blocks = cat_ranges(self, *args, **options)
+        n_requests = before + 1  # they go out together
+        return blocks
+
+    monkeypatch.setattr(type(memory), "cat_file", count_file)
+    monkeypatch.setattr(type(memory), "cat_ranges", count_ranges)
+    with open_checkpoint("memory://in.ggla") as far, open_checkpoint(data) as near:
+        assert far.table.tobytes() == near.table.tobytes()
+        assert far.parameters.n_layer == n_layer
+    assert n_requests <= 9
+
+
+def _adapter(shape: Shape, *, old_names: bool) -> bytes:
+    """Return a ggla file of this shape, in plain struct."""
+    data = bytearray(struct.pack("<4I", 0x67676C61, 1, 4, 4))
+    for old, ne0, ne1 in shape.lora_tensors():
+        name = old if old_names else f"{reference.gguf_name(old)[:-6]}lora{old[-1]}"
+        data += struct.pack("<5I", 2, len(name), 0, ne0, ne1) + name.encode()
+        data += bytes(-len(data) % 32) + bytes(4 * ne0 * ne1)
+    return bytes(data)

@@ -1,0 +1,130 @@
+"""An output takes a place only of nothing, or of what it was told to replace."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ggcl_fast.storage import system
+from ggcl_fast.storage.files import OutputFile, OutputFolder
+from ggcl_fast.storage.outputs import Output, Outputs
+
+OLD, NEW = b"precious", b"new"
+
+
+def _make_file(path: Path) -> None:
+    path.write_bytes(OLD)
+
+
+def _make_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_bytes(OLD)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def output(path: Path, kind: str, **options: bool) -> Output:
+    return OutputFile(path, **options) if kind == "file" else OutputFolder(path, ("a", "b"), **options)
+
+
+def write(*outputs: Output, before: Callable[[], object] = lambda: None) -> None:
+    with Outputs(outputs):
+        for one in outputs:
+            with one.file("a") as writer:
+                writer.writev([NEW])
+        before()
+
+
+@pytest.fixture(params=["in one step", "in two steps"])
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what Linux has, and as on systems that have nothing of it."""
+    if request.param == "in two steps":
+        monkeypatch.setattr(system, "_function", lambda _: None)
+
+
+@pytest.mark.usefixtures("steps")
+@pytest.mark.parametrize("make", [_make_file, _make_folder])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_appears_meanwhile_is_not_replaced(kind: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(FileExistsError, match="--force"):
+        write(output(path, kind), before=lambda: make(path))
+    assert set(contents(tmp_path).values()) == {OLD}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_folder_that_got_another_file_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "a").write_bytes(OLD)
+    with pytest.raises(FileExistsError, match=r"other files, such as thesis\.tex"):
+        write(
+            output(path, "folder", force=True), before=lambda: (path / "thesis.tex").write_bytes(OLD)
+        )  # fmt: skip
+    assert contents(tmp_path) == {"out/a": OLD, "out/thesis.tex": OLD}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_that_got_another_file_at_the_last_moment_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the exchange, where no look helps but the one afterwards."""
+    path, exchange = tmp_path / "out", system.exchange
+    path.mkdir()
+
+    def late(one: str, other: str) -> bool:
+        if not (path / "thesis.tex").exists():
+            (path / "thesis.tex").write_bytes(OLD)
+        return exchange(one, other)
+
+    monkeypatch.setattr(system, "exchange", late)
+    with pytest.raises(FileExistsError, match="other files"):
+        write(output(path, "folder", force=True))
+    assert contents(tmp_path) == {"out/thesis.tex": OLD}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.usefixtures("steps")
+@pytest.mark.parametrize("there", [(), ("one",), ("two",), ("one", "two")])
+@pytest.mark.parametrize("failing", ["take", "sync"])
+def test_several_outputs_appear_or_none(
+    failing: str, there: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in there:
+        (tmp_path / name).write_bytes(OLD)
+    outputs = [output(tmp_path / name, "file", force=True) for name in ("one", "two")]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(outputs[1], failing, fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(*outputs)
+    assert contents(tmp_path) == dict.fromkeys(there, OLD)
+    monkeypatch.undo()
+    write(*(output(tmp_path / name, "file", force=True) for name in ("one", "two")))
+    assert contents(tmp_path) == {"one": NEW, "two": NEW}
+
+
+@pytest.mark.usefixtures("steps")
+def test_nothing_is_reserved_by_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_function", lambda _: None)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("it writes where it cannot reserve"))
+    one = OutputFile(tmp_path / "out")
+    with Outputs([one]):
+        one.preallocate(1 << 30)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+        one.writev([NEW])
+    assert contents(tmp_path) == {"out": NEW}
+
+
+def test_names_are_cut_between_characters(tmp_path: Path) -> None:
+    name = "\u4e2d" * 84  # 252 bytes
+    write(output(tmp_path / name, "file"))
+    assert os.listdir(tmp_path) == [name]
