@@ -130,6 +130,15 @@ class SourceBuffer:
         self.memory, self.closed = None, True
 
 
+def _pread_into(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read from where it is said, so that threads and forks share `fd`; return how many bytes came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    data = os.pread(fd, len(buffer), offset)  # every POSIX system has it
+    buffer[: len(data)] = data
+    return len(data)
+
+
 class _Descriptor:
     """An open file, closed when nobody holds it any more: not while another thread reads from it."""
 
@@ -206,7 +215,7 @@ class SourceFile:
         got = 0
         with self._open() as fd:
             while got < len(buffer):
-                n = os.preadv(fd, [buffer[got:]], offset + got)
+                n = _pread_into(fd, buffer[got:], offset + got)
                 if not n:
                     raise self._changed(f"it had {self.size} bytes, and now ends at {offset + got}")
                 got += n
