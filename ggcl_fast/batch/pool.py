@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -12,11 +13,13 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Final
 
+from ..storage.urls import StrPath, located
 from ..targets.options import Options
 from .jobs import Job, JobResult, convert_one
 
 __all__ = ["Pool", "Work", "n_cpus", "process_pool"]
 
+_CLOCK: Final = 0.02  # seconds by which a file system's clock may be behind
 _GRACE: Final = 1.0  # seconds for a worker to undo what it has begun
 
 _stopping = threading.Event()  # in a worker: begin nothing more
@@ -34,9 +37,14 @@ class Work:
     It returns a result for each job that was begun: all of them, unless the worker was told to stop.
     """
 
-    def __init__(self, options: Options, *, skip_existing: bool) -> None:
+    def __init__(self, options: Options, *, skip_existing: bool, since: float | None = None) -> None:
         self.options = options
         self.skip_existing = skip_existing
+        self.since = since
+
+    def again(self, since: float) -> Work:
+        """Return the same for jobs that may have been done since that time, without anybody's hearing of it."""
+        return Work(self.options, skip_existing=self.skip_existing, since=since)
 
     def __call__(self, jobs: list[Job]) -> list[JobResult]:
         """Do some jobs."""
@@ -52,7 +60,16 @@ class Work:
 
     def one(self, job: Job) -> JobResult:
         """Do one job."""
+        if self.since is not None and _is_newer(job.target, self.since):  # no other job of the run writes it
+            return convert_one(job, dataclasses.replace(self.options, force=True), skip_existing=False)
         return convert_one(job, self.options, skip_existing=self.skip_existing)
+
+
+def _is_newer(target: StrPath, since: float) -> bool:
+    try:
+        return os.stat(located(target)).st_mtime >= since - _CLOCK
+    except (OSError, ValueError):
+        return False
 
 
 def n_cpus() -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 from ..storage.identity import Claims
@@ -21,6 +23,7 @@ __all__ = ["CHUNK", "convert_many"]
 CHUNK: Final = 8
 """Jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB."""
 
+_ALONE: Final = 2  # times that a job was lost with others, before it is done alone
 _LOOK: Final = 0.1  # seconds between two looks at whether to stop
 
 
@@ -75,8 +78,9 @@ def convert_many(
     Yields
     ------
     JobResult
-        For every job exactly one, until `stop` is set.  Where a worker process died, the jobs that it had are failed
-        with a `concurrent.futures.BrokenExecutor`, and a pool made here is replaced by a new one.
+        For every job exactly one, until `stop` is set.  Where a process of a pool made here died, a new pool does again
+        what was lost, and a job that brings it down by itself has failed with a `concurrent.futures.BrokenExecutor`.
+        Where an `executor` broke, all jobs that it had have.
 
     Raises
     ------
@@ -152,47 +156,103 @@ def _elsewhere(
     jobs: _Jobs, work: Work, executor: Executor | None, workers: int | None, n_chunks: int, chunk: int
 ) -> Iterator[JobResult]:
     """Send jobs to `executor`, or to a pool of our own, up to `n_chunks` at a time."""
-    pool = executor
-    pending: dict[Future[list[JobResult]], list[Job]] = {}
+    flight = _Flight(work, executor, workers)
     stopping = False
     try:
         while True:
-            while len(pending) < n_chunks and (some := jobs.take(chunk)):
-                if pool is None:
-                    pool = process_pool(workers)
-                try:
-                    pending[pool.submit(work, some)] = some
-                except BrokenExecutor as error:
-                    yield from _failed(some, error)
-                    pool = executor  # None: a new one for the next
+            while flight.has_room(n_chunks) and (some := jobs.take(chunk)):
+                yield from flight.send(some)
             yield from jobs.refused()
             if jobs.stopped and not stopping:
                 stopping = True
-                for future in pending:
-                    future.cancel()
-                if isinstance(pool, Pool) and executor is None:
-                    pool.stop()
-            if not pending:
+                flight.stop()
+            if not flight.pending:
                 return
-            done, _ = wait(pending, _LOOK if jobs.stop is not None else None, FIRST_COMPLETED)
+            done, _ = wait(flight.pending, _LOOK if jobs.stop is not None else None, FIRST_COMPLETED)
             for future in done:
-                some = pending.pop(future)
-                if future.cancelled():
-                    continue
-                problem = future.exception()
-                if isinstance(problem, Exception):
-                    if isinstance(problem, BrokenExecutor):
-                        pool = executor
-                    yield from _failed(some, problem)
-                elif problem is not None:
-                    raise problem
-                else:
-                    yield from future.result()
+                yield from flight.land(future)
+            if not jobs.stopped:
+                yield from flight.send_again()
     finally:
-        for future in pending:
+        flight.end()
+
+
+class _Flight:
+    """The jobs in work on an executor.
+
+    Where a pool of our own breaks, because one of its workers died, all that it had in hand is lost, and nobody knows
+    whose fault it was.  A new pool gets each of these jobs by itself, a few at a time; if that breaks too, the few are
+    done one by one, and the one that breaks the pool once more has failed.
+    """
+
+    def __init__(self, work: Work, executor: Executor | None, workers: int | None) -> None:
+        self._work = work
+        self._again = work.again(time.time())
+        self._executor = self._pool = executor
+        self._workers = workers or n_cpus()
+        self._lost: list[tuple[Job, int]] = []
+        self.pending: dict[Future[list[JobResult]], tuple[list[Job], int]] = {}
+
+    def has_room(self, n_chunks: int) -> bool:
+        """Tell whether more jobs can be sent."""
+        return not self._lost and len(self.pending) < n_chunks
+
+    def send(self, jobs: list[Job], times_lost: int = 0) -> Iterator[JobResult]:
+        """Send some jobs; yield what fails at once."""
+        if self._pool is None:
+            self._pool = process_pool(self._workers)
+        try:
+            future = self._pool.submit(self._again if times_lost else self._work, jobs)
+        except BrokenExecutor as error:
+            yield from self._lose(jobs, times_lost, error)
+        else:
+            self.pending[future] = jobs, times_lost
+
+    def land(self, future: Future[list[JobResult]]) -> Iterator[JobResult]:
+        """Yield what became of jobs whose future is done."""
+        jobs, times_lost = self.pending.pop(future)
+        if future.cancelled():
+            return
+        problem = future.exception()
+        if isinstance(problem, BrokenExecutor):
+            yield from self._lose(jobs, times_lost, problem)
+        elif isinstance(problem, Exception):
+            yield from _failed(jobs, problem)
+        elif problem is not None:
+            raise problem
+        else:
+            yield from future.result()
+
+    def _lose(self, jobs: list[Job], times_lost: int, error: BrokenExecutor) -> Iterator[JobResult]:
+        self._pool = self._executor  # None: a new one for the next
+        if self._executor is not None or times_lost == _ALONE:
+            yield from _failed(jobs, error)
+        else:
+            self._lost += ((job, times_lost + 1) for job in jobs)
+
+    def send_again(self) -> Iterator[JobResult]:
+        """Send jobs that were lost: as many as there are workers, and those lost twice alone."""
+        self._lost.sort(key=itemgetter(1), reverse=True)
+        while self._lost:
+            job, times_lost = self._lost[-1]
+            if len(self.pending) >= (1 if times_lost == _ALONE else self._workers):
+                return
+            self._lost.pop()
+            yield from self.send([job], times_lost)
+
+    def stop(self) -> None:
+        """Let what is in work be finished, and nothing else begin."""
+        for future in self.pending:
             future.cancel()
-        if isinstance(pool, Pool) and executor is None:
-            pool.end(now=bool(pending))
+        if isinstance(self._pool, Pool) and self._executor is None:
+            self._pool.stop()
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for future in self.pending:
+            future.cancel()
+        if isinstance(self._pool, Pool) and self._executor is None:
+            self._pool.end(now=bool(self.pending))
 
 
 def _failed(jobs: list[Job], error: Exception) -> Iterator[JobResult]:

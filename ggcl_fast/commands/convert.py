@@ -100,7 +100,7 @@ def _positive(text: str) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand between IN and OUT
     sources: list[str] = args.paths
     target: str | None = args.output
     if target is None and sources:

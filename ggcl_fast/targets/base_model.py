@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Final
+from typing import Final, NoReturn
 
 import gguf
 import numpy as np
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCH
+from ..formats.finetune_keys import ARCH, ARCHITECTURE
 from ..formats.gguf_header import read_header
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.numbers import Floats, with_delta
@@ -22,6 +22,9 @@ from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
 __all__ = ["BaseModel"]
 
 _SPLIT: Final = "split.count"
+_T = gguf.GGUFValueType
+_INTEGERS: Final = (_T.UINT8, _T.INT8, _T.UINT16, _T.INT16, _T.UINT32, _T.INT32, _T.UINT64, _T.INT64)
+_LARGEST_COUNT: Final = (1 << 31) - 1
 
 
 class BaseModel:
@@ -46,14 +49,11 @@ class BaseModel:
             self.header = read_header(self.source)
             self.tensors = self.header.tensors()
             """The tensors by name."""
-            for key, expected in (("general.architecture", ARCH), (_SPLIT, 1)):
-                value = self.header.keys.get(key, None if key == _SPLIT else "nothing")
-                if value not in (expected, None, 0):
-                    hint = "join the files with llama.cpp's gguf-split --merge" if key == _SPLIT else None
-                    raise CheckpointError(
-                        "not a base model that finetune could train", source=self.source.name, field=key,
-                        expected=expected, found=value, hint=hint,
-                    )  # fmt: skip
+            arch = self.header.keys.get(ARCHITECTURE.name, "nothing")
+            if arch != ARCH:
+                self._refuse(ARCHITECTURE.name, ARCH, arch)
+            if self._integer(_SPLIT) > 1:
+                self._refuse(_SPLIT, 1, self.header.keys[_SPLIT], "join the files with llama.cpp's gguf-split --merge")
         except BaseException:
             self.source.close()
             raise
@@ -72,9 +72,26 @@ class BaseModel:
         return OUTPUT not in self.tensors
 
     def key(self, name: str) -> int:
-        """Return the integer ``llama.<name>``, 0 where there is none."""
-        value = self.header.keys.get(f"{ARCH}.{name}", 0)
-        return value if isinstance(value, int) else 0
+        """Return the integer ``llama.<name>``, 0 where there is none; `CheckpointError` where it is something else."""
+        return self._integer(f"{ARCH}.{name}")
+
+    def _integer(self, key: str) -> int:
+        value = self.header.keys.get(key, 0)
+        if key in self.header.fields and (
+            self.header.fields[key].type not in _INTEGERS or not 0 <= int(value) <= _LARGEST_COUNT
+        ):
+            found = self.header.fields[key].type.name.lower() if key not in self.header.keys else value
+            raise CheckpointError(
+                source=self.source.name, field=key, offset=self.header.fields[key].value,
+                expected=f"an integer of 0 to {_LARGEST_COUNT}", found=found,
+            )  # fmt: skip
+        return int(value)
+
+    def _refuse(self, key: str, expected: object, found: object, hint: str | None = None) -> NoReturn:
+        raise CheckpointError(
+            "not a base model that finetune could train", source=self.source.name, field=key, expected=expected,
+            found=found, hint=hint,
+        )  # fmt: skip
 
     def tensor(self, pair: Pair) -> GGUFTensor:
         """Return where the weight is that `pair` changes: the token embeddings for the output weight of a tied model.

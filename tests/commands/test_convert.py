@@ -302,3 +302,8 @@ def test_names_that_a_terminal_cannot_show_are_escaped(encoding: str, tmp_path: 
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         assert done.stdout.count("\\u4e2d") >= len(sources)
     assert len(os.listdir(tmp_path / "out")) == 3
+
+
+def test_options_may_stand_anywhere(out: Path) -> None:
+    for argv in ([ADAM, "-q", str(out)], ["-f", ADAM, "-q", str(out)], [ADAM, str(out), "-f"]):
+        assert main(argv) == 0

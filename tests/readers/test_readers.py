@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import gguf
 import numpy as np
 import pytest
@@ -384,6 +383,7 @@ def test_adapters_in_stores_are_read_with_few_requests(
     old_names: bool, n_layer: int, n_vocab: int, n_ff: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests that wait for each other; guesses that are wrong cost one each."""
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra remote")
     monkeypatch.setattr("ggcl_fast.storage.remote.SMALL", 0)
     monkeypatch.setattr("ggcl_fast.storage.remote._WINDOW", 1024)
     monkeypatch.setattr("ggcl_fast.storage.remote._GAP", 0)

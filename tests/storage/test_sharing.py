@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pytest
 
 import ggcl_fast
@@ -24,6 +23,7 @@ def data() -> bytes:
 
 @pytest.mark.parametrize("place", ["file", "object"])
 def test_threads_share_a_checkpoint(place: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra remote")
     monkeypatch.setattr(sources, "SMALL", -1)
     monkeypatch.setattr(remote, "SMALL", 0)
     (tmp_path / "in.ggcl").write_bytes(data)

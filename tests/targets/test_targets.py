@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ggcl_fast import CheckpointError, targets
 from ggcl_fast.targets import merged as merged_target
 from ggcl_fast.targets.peft import MODULE_NAMES
 
+from ..gguf_parts import parse
 from ..models import BASE, Floats, Model, Type, delta, field_value, is_norm, kinds_of, read_gguf
 from ..reference import DATA, MODULES
 
@@ -417,3 +419,28 @@ def test_without_safetensors_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'ggcl_fast\[peft\]'"):
         ggcl_fast.convert(TRAINED, tmp_path / "out", to="peft")
+
+
+ODD_KEYS: dict[str, tuple[str, int, bytes, str]] = {
+    "an architecture that is 0": ("general.architecture", 4, bytes(4), "expected llama, found 0"),
+    "an architecture that is false": ("general.architecture", 7, bytes(1), "expected llama, found False"),
+    "a split count that is text": ("split.count", 8, struct.pack("<Q", 1) + b"2", "expected an integer of .* found 2"),
+    "heads that are true": ("llama.attention.head_count", 7, b"\1", "expected an integer of .*, found True"),
+    "heads that are half": ("llama.attention.head_count", 6, struct.pack("<f", 0.5), "found 0.5"),
+    "heads below zero": ("llama.attention.head_count_kv", 5, struct.pack("<i", -1), "found -1"),
+    "heads beyond counting": ("llama.attention.head_count", 10, struct.pack("<Q", 1 << 40), "found 1099511627776"),
+    "heads by layer": ("llama.attention.head_count", 9, struct.pack("<IQ2I", 4, 2, 4, 4), "found array"),
+}
+
+
+@pytest.mark.parametrize(("key", "type_", "value", "message"), ODD_KEYS.values(), ids=ODD_KEYS)
+def test_keys_of_a_base_have_the_types_that_they_must_have(
+    key: str, type_: int, value: bytes, message: str, tmp_path: Path
+) -> None:
+    model = Model()
+    model.write(tmp_path / "base.gguf")
+    parts = parse((tmp_path / "base.gguf").read_bytes())
+    parts.keys[key.encode()] = type_, value
+    (tmp_path / "odd.gguf").write_bytes(parts.build())
+    with model.checkpoint(model.factors()) as checkpoint, pytest.raises(CheckpointError, match=f"{key}.*{message}"):
+        ggcl_fast.convert(checkpoint, tmp_path / "out", to="peft", base=tmp_path / "odd.gguf")
