@@ -435,6 +435,17 @@ def _rewrite(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
+def _rewrite_and_put_the_time_back(path: Path) -> None:
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-10_000, os.SEEK_END)
+        file.write(bytes(8))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES = [_shrink, _grow, _rewrite, _rewrite_and_put_the_time_back]
+
+
 @pytest.fixture
 def middle(tmp_path: Path) -> Path:
     """A checkpoint of 20 MB: larger than what is read whole, and than what is read ahead."""
@@ -443,7 +454,7 @@ def middle(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("change", [_shrink, _grow, _rewrite])
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["opened", "half read"])
 def test_a_source_that_changes_is_an_error(
     change: Callable[[Path], None], moment: str, middle: Path, target: Path
@@ -465,7 +476,7 @@ def test_a_source_that_changes_is_an_error(
     assert names(target.parent) == ["in.ggcl", "out.gguf"]
 
 
-@pytest.mark.parametrize("change", [_shrink, _grow, _rewrite])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_small_source_that_changes_is_an_error(change: Callable[[Path], None], tmp_path: Path, target: Path) -> None:
     source = tmp_path / "in.ggcl"
     source.write_bytes(GGCL[0])
@@ -474,6 +485,22 @@ def test_a_small_source_that_changes_is_an_error(change: Callable[[Path], None],
         with pytest.raises(SourceChangedError):
             ggcl_fast.convert(checkpoint, target, force=True)
     assert target.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("what", ["link", "rename", "mode", "read"])
+def test_what_changes_no_byte_is_no_change(what: str, source: Path, target: Path, whole: bytes) -> None:
+    """All but the last set the time of the last change of status too."""
+    with ggcl_fast.open_checkpoint(source) as checkpoint:
+        if what == "link":
+            os.link(source, source.with_name("other"))
+        elif what == "rename":
+            source.rename(source.with_name("other"))
+        elif what == "mode":
+            source.chmod(0o400)
+        else:
+            source.read_bytes()
+        ggcl_fast.convert(checkpoint, target, force=True)
+    assert target.read_bytes() == whole
 
 
 def test_a_source_that_is_replaced_is_read_to_its_end(source: Path, target: Path, whole: bytes) -> None:

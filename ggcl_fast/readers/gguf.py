@@ -186,10 +186,10 @@ def _grouped(keys: _Keys, model: dict[str, int]) -> tuple[int, int]:
     n_head, n_embd = model["n_head"], model["n_embd"]
     if finetune.HEAD_COUNT_KV.name not in keys.header.fields:
         return n_head, n_embd
-    keys.positive(finetune.MODEL["n_head"])
     n_head_kv: int = keys.get(finetune.HEAD_COUNT_KV)
     if n_head_kv == n_head:
         return n_head, n_embd
+    keys.positive(finetune.MODEL["n_head"])
     if n_head_kv == 0 or n_head % n_head_kv or n_embd % n_head:
         keys.refuse(
             finetune.HEAD_COUNT_KV,

@@ -421,3 +421,17 @@ def _adapter(shape: Shape, *, old_names: bool) -> bytes:
         data += struct.pack("<5I", 2, len(name), 0, ne0, ne1) + name.encode()
         data += bytes(-len(data) % 32) + bytes(4 * ne0 * ne1)
     return bytes(data)
+
+
+def test_no_heads_are_no_division_by_zero() -> None:
+    for n_head_kv in (0, 1, 2):
+        data = edited(
+            version_1(SHAPE),
+            lambda parts: parts.u32("llama.attention.head_count", 0),
+            lambda parts: parts.u32("llama.attention.head_count_kv", n_head_kv),  # noqa: B023
+        )
+        if n_head_kv:
+            with pytest.raises(CheckpointError, match=r"head_count at offset .* expected at least 1, found 0"):
+                open_checkpoint(data)
+        else:
+            open_checkpoint(data).close()
