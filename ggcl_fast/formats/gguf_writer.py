@@ -11,7 +11,7 @@ import functools
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import gguf
@@ -23,7 +23,7 @@ from ..storage.outputs import Writer
 from ..storage.sources import Source
 from .layout import ALIGNMENT, GGUF_HEADER, GGUF_MAGIC, GGUF_TENSOR_INFO
 
-__all__ = ["BulkGGUFWriter", "TensorInfo", "as_bytes", "file_size", "head", "packed_keys", "padding", "write_padding"]
+__all__ = ["BulkGGUFWriter", "TensorInfo", "as_bytes", "head", "packed_keys", "padding", "write_padding"]
 
 _ZEROS: Final = bytes(1 << 20)
 _MOST_CACHED: Final = 3000  # tensors whose infos are kept for the next file, 0.5 MB; a model of 128 layers has less
@@ -119,12 +119,14 @@ class BulkGGUFWriter(gguf.GGUFWriter):
 def _packed_infos(names: tuple[str, ...], infos: bytes) -> bytes:
     """Return the tensor infos as they stand in the file; `infos` holds a `layout.GGUF_TENSOR_INFO` for each name."""
     rows = np.frombuffer(infos, GGUF_TENSOR_INFO)
-    parts: list[bytes] = []
-    for name, n_dims, row in zip(names, rows["n_dims"].tolist(), rows):
-        encoded, info = name.encode(), row.tobytes()
-        parts += (len(encoded).to_bytes(8, "little"), encoded)
-        parts += (info,) if n_dims == 2 else (info[: _NE1.start], info[_NE1.stop :])
-    return b"".join(parts)
+    size = GGUF_TENSOR_INFO.itemsize
+    packed = bytearray()
+    for i, (name, n_dims) in enumerate(zip(names, rows["n_dims"].tolist())):
+        encoded, info = name.encode(), infos[i * size : (i + 1) * size]
+        packed += len(encoded).to_bytes(8, "little")
+        packed += encoded
+        packed += info if n_dims == 2 else info[: _NE1.start] + info[_NE1.stop :]
+    return bytes(packed)
 
 
 class TensorInfo(NamedTuple):
@@ -171,13 +173,17 @@ def write_padding(output: Writer, nbytes: int, alignment: int) -> None:
         left -= piece
 
 
-def head(infos: Sequence[TensorInfo], keys: tuple[int, bytes], version: int, alignment: int) -> bytes:
-    """Return what stands before the tensor data and the padding before that: header, keys, tensor infos.
+def head(
+    infos: Iterable[TensorInfo], n_tensors: int, keys: tuple[int, bytes], version: int, alignment: int
+) -> tuple[bytes, int]:
+    """Return what stands before the tensor data and the padding before that, and the bytes of the whole file.
 
     Parameters
     ----------
     infos
-        The tensors in the order of the file, each of which is padded to `alignment`.
+        The tensors in the order of the file, each of which is padded to `alignment`; gone through once.
+    n_tensors
+        How many they are.
     keys
         Their number, and their bytes as they stand in a file.
     version
@@ -185,20 +191,17 @@ def head(infos: Sequence[TensorInfo], keys: tuple[int, bytes], version: int, ali
     alignment
         Of the tensor data.
     """
-    parts = [np.array((GGUF_MAGIC, version, len(infos), keys[0]), GGUF_HEADER).tobytes(), keys[1]]
+    packed = bytearray(np.array((GGUF_MAGIC, version, n_tensors, keys[0]), GGUF_HEADER).tobytes())
+    packed += keys[1]
     offset = 0
     for info in infos:
         name = info.name.encode("utf-8", "surrogateescape")
-        numbers = (len(info.dims), 4), *((dim, 8) for dim in info.dims), (info.type, 4), (offset, 8)
-        parts += (len(name).to_bytes(8, "little"), name)
-        parts += (number.to_bytes(nbytes, "little") for number, nbytes in numbers)
+        packed += len(name).to_bytes(8, "little")
+        packed += name
+        for number, nbytes in (len(info.dims), 4), *((dim, 8) for dim in info.dims), (info.type, 4), (offset, 8):
+            packed += number.to_bytes(nbytes, "little")
         offset += _padded(info.nbytes, alignment)
-    return b"".join(parts)
-
-
-def file_size(head: bytes, infos: Sequence[TensorInfo], alignment: int) -> int:
-    """Return the bytes of a whole file that begins with `head` and has these tensors."""
-    return _padded(len(head), alignment) + sum(_padded(info.nbytes, alignment) for info in infos)
+    return bytes(packed), _padded(len(packed), alignment) + offset
 
 
 def _padded(nbytes: int, alignment: int) -> int:

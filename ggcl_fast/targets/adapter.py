@@ -11,15 +11,14 @@ of the base model in which only they are changed, and this adapter upon it, are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import gguf
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..formats.finetune_keys import ARCH
-from ..formats.gguf_writer import TensorInfo, as_bytes, file_size, head, packed_keys, padding
+from ..formats.gguf_writer import TensorInfo, as_bytes, head, packed_keys, padding
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats, quantized
 from ..storage.copying import Progress, copy_patched
@@ -83,13 +82,6 @@ def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, token_embd: bool)
     return cannot
 
 
-class _Tensor(NamedTuple):
-    """A tensor of the adapter."""
-
-    info: TensorInfo
-    read: Callable[[], Floats]
-
-
 def adapter_file(checkpoint: Checkpoint, pairs: Sequence[Pair], type: gguf.GGMLQuantizationType) -> File:
     """Return the file of a GGUF adapter with `pairs`, none of them a norm's, as tensors of a type of floats.
 
@@ -99,41 +91,44 @@ def adapter_file(checkpoint: Checkpoint, pairs: Sequence[Pair], type: gguf.GGMLQ
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
-    tensors = [tensor for pair in pairs for tensor in _tensors(checkpoint, pair, type)]
-    infos = [tensor.info for tensor in tensors]
-    start = head(infos, packed_keys(writer), gguf.GGUF_VERSION, ALIGNMENT)
-    write = functools.partial(_write, checkpoint.source.name, start, tensors)
-    return File(write, file_size(start, infos, ALIGNMENT))
+    infos = (info for pair in pairs for info in _infos(pair, type))
+    start, nbytes = head(infos, 2 * len(pairs), packed_keys(writer), gguf.GGUF_VERSION, ALIGNMENT)
+    return File(functools.partial(_write, checkpoint, pairs, type, start), nbytes)
 
 
-def _tensors(checkpoint: Checkpoint, pair: Pair, type: gguf.GGMLQuantizationType) -> Iterator[_Tensor]:
-    """Yield the two tensors that `pair` becomes."""
-
-    def a() -> Floats:
-        return lora_a(checkpoint, pair)
-
-    def b() -> Floats:
-        return lora_b(checkpoint, pair)
-
+def _infos(pair: Pair, type: gguf.GGMLQuantizationType) -> tuple[TensorInfo, TensorInfo]:
+    """Return what the two tensors are that `pair` becomes."""
     name, n_in, n_out, rank = pair.weight, pair.n_in, pair.n_out, pair.rank
-    if name == TOKEN_EMBD:
-        yield _Tensor(TensorInfo(f"{name}.lora_a", (rank, n_out), type), b)
-        yield _Tensor(TensorInfo(f"{name}.lora_b", (rank, n_in), type), a)
+    a, b = ((rank, n_out), (rank, n_in)) if name == TOKEN_EMBD else ((n_in, rank), (rank, n_out))
+    return TensorInfo(f"{name}.lora_a", a, type), TensorInfo(f"{name}.lora_b", b, type)
+
+
+def _values(checkpoint: Checkpoint, pair: Pair) -> Iterator[Floats]:
+    """Yield the values of the two tensors that `pair` becomes."""
+    if pair.weight == TOKEN_EMBD:
+        yield lora_b(checkpoint, pair)
+        yield lora_a(checkpoint, pair)
     else:
-        yield _Tensor(TensorInfo(f"{name}.lora_a", (n_in, rank), type), lambda: a().T)
-        yield _Tensor(TensorInfo(f"{name}.lora_b", (rank, n_out), type), b)
+        yield lora_a(checkpoint, pair).T
+        yield lora_b(checkpoint, pair)
 
 
 def _write(
-    source: str, start: bytes, tensors: Sequence[_Tensor], output: Writer, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    type: gguf.GGMLQuantizationType,
+    start: bytes,
+    output: Writer,
+    progress: Progress | None = None,
 ) -> None:
     """Write an adapter that begins with `start`."""
     output.writev([start, padding(len(start))])
-    for info, read in tensors:
-        data = as_bytes(quantized(read(), info.type, source=source, tensor=info.name))
-        output.writev([data, padding(len(data))])
-        if progress is not None:
-            progress(info.nbytes)
+    for pair in pairs:
+        for info, values in zip(_infos(pair, type), _values(checkpoint, pair)):
+            data = as_bytes(quantized(values, type, source=checkpoint.source.name, tensor=info.name))
+            output.writev([data, padding(len(data))])
+            if progress is not None:
+                progress(info.nbytes)
 
 
 def _write_base(checkpoint: Checkpoint, base: BaseModel, output: Writer, progress: Progress | None = None) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..formats.gguf_tensors import GGUFTensor
-from ..formats.gguf_writer import TensorInfo, as_bytes, file_size, head, write_padding
+from ..formats.gguf_writer import TensorInfo, as_bytes, head, write_padding
 from ..formats.numbers import knows, quantized, with_delta
 from ..storage.copying import Progress, copy_patched, copy_tensors
 from ..storage.outputs import Writer
@@ -62,12 +62,13 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     assert base is not None  # `targets.TARGETS` says that it is needed
     base.check(checkpoint)
     items = _items(checkpoint, base)
-    header, infos = base.header, [item.info for item in items]
+    header = base.header
     start, stop = header.keys_span
     keys = len(header.fields), bytes(read_at(base.source, start, stop - start))
-    beginning = head(infos, keys, header.version, header.alignment)
+    infos = (item.info for item in items)
+    beginning, nbytes = head(infos, len(items), keys, header.version, header.alignment)
     write = functools.partial(_write, checkpoint, base, items, beginning)
-    return Plan((File(write, file_size(beginning, infos, header.alignment)),), len(items), tuple(_notes(items)))
+    return Plan((File(write, nbytes),), len(items), tuple(_notes(items)))
 
 
 def _items(checkpoint: Checkpoint, base: BaseModel) -> list[_Item]:
