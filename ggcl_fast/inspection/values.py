@@ -69,8 +69,8 @@ def read_values(
     kernels = pick_engine(engine, int(checkpoint.table["nbytes"].sum()))
     values = [Values()] * len(checkpoint.names)
     squared: dict[Pair, float] = {}
-    grams: dict[int, Doubles] = {}
-    of_b = {pair.row_b: pair for pair in pairs}
+    pair_of = {row: pair for pair in pairs for row in (pair.row_a, pair.row_b)}
+    delta = _Delta(kernels)
     with np.errstate(all="ignore"):  # what is not finite is counted
         for piece, block in _blocks(checkpoint.source, _pieces(checkpoint, pairs)):
             row = piece.row
@@ -78,9 +78,11 @@ def read_values(
             some = kernels.survey(floats)
             values[row] = values[row].merged(some)
             if piece.rank:
-                grams[row] = grams.get(row, 0.0) + _gram(floats.reshape(-1, piece.rank), some, kernels)
-                if row in of_b and piece.last:
-                    squared[of_b[row]] = _inner(grams.pop(of_b[row].row_a), grams.pop(row))
+                pair = pair_of[row]
+                delta.add(floats.reshape(-1, piece.rank), some, is_b=row == pair.row_b)
+                if row == pair.row_b and piece.last:
+                    squared[pair] = delta.squared()
+                    delta = _Delta(kernels)
             if progress is not None:
                 progress(piece.stop - piece.start)
     return values, squared
@@ -139,6 +141,48 @@ def _floats(block: memoryview) -> Floats:
     return floats
 
 
+class _Delta:
+    """The squared norm of one pair's ``B @ A.T``, from all rows of A and then all of B, block by block.
+
+    Two Gram matrices of rank x rank, whose work pays where A has as many rows at least; a shorter A is kept, and
+    multiplied by the rows of B as they come.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._grams: list[Doubles | float] = [0.0, 0.0]
+        self._rows: list[Doubles] = []
+        self._n_rows = 0
+        self._a: Doubles | None = None
+        self._squares = 0.0
+
+    def add(self, rows: Floats, values: Values, *, is_b: bool) -> None:
+        """Take some rows, of which `values` says what is in them."""
+        rank = rows.shape[1]
+        if not is_b and self._n_rows + len(rows) < rank:
+            self._n_rows += len(rows)
+            self._rows.append(rows.astype(np.float64))
+            return
+        if not is_b:  # it is as long as its rank after all
+            for some in self._rows:
+                self._grams[0] = self._grams[0] + some.T @ some
+            self._rows, self._n_rows = [], rank
+        if is_b and self._rows:
+            self._a = np.concatenate(self._rows) if self._a is None else self._a
+            product = rows.astype(np.float64) @ self._a.T
+            self._squares += float(np.vdot(product, product))
+        else:
+            self._grams[is_b] = self._grams[is_b] + _gram(rows, values, self._kernels)
+
+    def squared(self) -> float:
+        """Return the sum of squares; NaN where a value is not finite, and never below 0, as it can be by rounding."""
+        a, b = self._grams
+        total = self._squares if self._rows else float(np.add.reduce(np.multiply(a, b), axis=None))
+        if not math.isfinite(total):
+            return math.nan
+        return max(total, 0.0)
+
+
 def _gram(rows: Floats, some: Values, kernels: Kernels) -> Doubles:
     """Return ``rows.T @ rows``; NaN where `rows` has values that are not finite."""
     rank = rows.shape[1]
@@ -150,9 +194,3 @@ def _gram(rows: Floats, some: Values, kernels: Kernels) -> Doubles:
         return kernels.gram(rows)
     wide = rows.astype(np.float64)
     return wide.T @ wide
-
-
-def _inner(a: Doubles, b: Doubles) -> float:
-    """Return the sum of the products of the entries of both; never below 0, as it can be by rounding only."""
-    total = float(np.add.reduce(a * b, axis=None))
-    return total if total > 0 or math.isnan(total) else 0.0

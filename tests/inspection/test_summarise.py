@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -353,3 +354,24 @@ def test_whatever_opens_has_a_summary() -> None:
         assert json.dumps(tables.plain(summary), allow_nan=False).isprintable()
         assert all(reason.isprintable() for reason in summary.reasons)
     assert n_opened > 20
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("n_embd", [1, 7, 63, 64, 65])
+def test_ranks_beyond_the_length_of_a_weight_are_measured_too(n_embd: int, engine: Engine) -> None:
+    data = checkpoint_bytes(Shape(n_layer=1, n_embd=n_embd, n_vocab=300, n_ff=9, ranks=dict.fromkeys(RANKS, 64)))
+    with open_checkpoint(data) as checkpoint:
+        held_against_numpy(checkpoint, summarise(checkpoint, engine=engine))
+
+
+def test_wide_ranks_of_short_weights_cost_in_proportion() -> None:
+    """A file of 2.7 and one of 27 MB: rank x rank work for each pair would be seconds."""
+    seconds = []
+    for n_layer in (12, 120):
+        shape = Shape(n_layer=n_layer, n_embd=1, n_vocab=1, n_mult=1, n_ff=1, ranks=dict.fromkeys(RANKS, 1024))
+        with open_checkpoint(checkpoint_bytes(shape)) as checkpoint:
+            begin = time.thread_time()
+            summarise(checkpoint, engine="python")
+            seconds.append(time.thread_time() - begin)
+    assert seconds[1] < 3
+    assert seconds[1] < 30 * max(seconds[0], 0.01)
