@@ -19,6 +19,7 @@ the ggml repository; type numbers, block sizes and the default alignment are ggu
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import gguf
@@ -74,13 +75,21 @@ class GGUFHeader(NamedTuple):
     table: npt.NDArray[np.void]
     """(n,) `layout.GGUF_TENSOR`, a row a name."""
 
-    def tensors(self) -> dict[str, GGUFTensor]:
-        """Return all tensors by name, in the order of the file."""
-        rows = zip(self.names, *(self.table[field].tolist() for field in ("n_dims", "ne", "type", "offset", "nbytes")))
-        return {
-            name: GGUFTensor(name, tuple(ne[:n_dims]), gguf.GGMLQuantizationType(type), offset, nbytes)
-            for name, n_dims, ne, type, offset, nbytes in rows
-        }
+    def tensors(self) -> Iterator[GGUFTensor]:
+        """Yield all tensors, in the order of the file, of which few exist as objects at a time."""
+        fields = ("n_dims", "ne", "type", "offset", "nbytes")
+        for first in range(0, len(self.names), _ROWS):
+            some = slice(first, first + _ROWS)
+            for name, n_dims, ne, type, offset, nbytes in zip(
+                self.names[some], *(self.table[field][some].tolist() for field in fields)
+            ):
+                yield GGUFTensor(name, tuple(ne[:n_dims]), gguf.GGMLQuantizationType(type), offset, nbytes)
+
+    def tensor(self, row: int) -> GGUFTensor:
+        """Return the tensor of a row of `table`."""
+        _, _, n_dims, ne, type, offset, nbytes = self.table[row].item()
+        dims = tuple(int(dim) for dim in ne[:n_dims])
+        return GGUFTensor(self.names[row], dims, gguf.GGMLQuantizationType(type), offset, nbytes)
 
 
 _T = gguf.GGUFValueType
@@ -92,6 +101,7 @@ _SCALARS: Final = {
 }  # fmt: skip
 _VALUE_TYPES: Final = {int(t): t for t in (*_SCALARS, _T.STRING, _T.ARRAY)}
 
+_ROWS: Final = 4096  # of the table, made into objects together
 _MOST_KEYS: Final = 1 << 14  # real files have some dozens; a key takes more memory here than in the file
 _SMALLEST_KEY: Final = 8 + 4 + 1
 _SMALLEST_INFO: Final = 8 + 4 + 8 + 4 + 8

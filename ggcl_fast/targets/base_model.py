@@ -47,8 +47,7 @@ class BaseModel:
         self.source: Source = open_source(path)
         try:
             self.header = read_header(self.source)
-            self.tensors = self.header.tensors()
-            """The tensors by name."""
+            self._rows = {name: row for row, name in enumerate(self.header.names)}
             arch = self.header.keys.get(ARCHITECTURE.name, "nothing")
             if arch != ARCH:
                 self._refuse(ARCHITECTURE.name, ARCH, arch)
@@ -69,7 +68,7 @@ class BaseModel:
     @property
     def is_tied(self) -> bool:
         """Tell whether the model has no output weight of its own and uses its token embeddings in its place."""
-        return OUTPUT not in self.tensors
+        return OUTPUT not in self._rows
 
     def key(self, name: str) -> int:
         """Return the integer ``llama.<name>``, 0 where there is none; `CheckpointError` where it is something else."""
@@ -101,7 +100,11 @@ class BaseModel:
         KeyError
             There is no such weight; `check` has seen to that.
         """
-        return self.tensors[TOKEN_EMBD if pair.weight == OUTPUT and self.is_tied else pair.weight]
+        return self.named(TOKEN_EMBD if pair.weight == OUTPUT and self.is_tied else pair.weight)
+
+    def named(self, name: str) -> GGUFTensor:
+        """Return where a tensor is; raises `KeyError` where there is none."""
+        return self.header.tensor(self._rows[name])
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Hold the shapes of all pairs of `checkpoint` against the base model's.

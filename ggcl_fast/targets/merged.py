@@ -13,7 +13,7 @@ import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import gguf
@@ -38,6 +38,7 @@ __all__ = ["plan"]
 _Type = gguf.GGMLQuantizationType
 _EXACT: Final = (_Type.F32, _Type.F16, _Type.BF16)
 _USUAL_ALIGNMENT: Final = 4096
+_TOGETHER: Final = 4096  # tensors that are copied together
 _ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
 
 
@@ -61,28 +62,34 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     """
     assert base is not None  # `targets.TARGETS` says that it is needed
     base.check(checkpoint)
-    items = _items(checkpoint, base)
+    changed = {pair.weight: pair for pair in checkpoint.pairs}
+    items = functools.partial(_items, base, changed)
+    n_tensors = sum(1 for _ in items())
     header = base.header
     start, stop = header.keys_span
     keys = len(header.fields), bytes(read_at(base.source, start, stop - start))
-    infos = (item.info for item in items)
-    beginning, nbytes = head(infos, len(items), keys, header.version, header.alignment)
+    infos = (item.info for item in items())
+    beginning, nbytes = head(infos, n_tensors, keys, header.version, header.alignment)
     write = functools.partial(_write, checkpoint, base, items, beginning)
-    return Plan((File(write, nbytes),), len(items), tuple(_notes(items)))
+    return Plan(
+        (File(write, nbytes),),
+        n_tensors,
+        tuple(_notes([item for item in items() if item.pair or item.info.name == OUTPUT])),
+    )
 
 
-def _items(checkpoint: Checkpoint, base: BaseModel) -> list[_Item]:
-    """Return the tensors of the merged model in their order: the base's, then an output weight where there was none."""
-    changed = {pair.weight: pair for pair in checkpoint.pairs}
-    tensors = list(base.tensors.items())
+def _items(base: BaseModel, changed: Mapping[str, Pair]) -> Iterator[_Item]:
+    """Yield the tensors of the merged model in their order: the base's, then an output weight where there was none."""
+    for tensor in base.header.tensors():
+        yield _item(base, tensor.name, tensor, changed)
     if base.is_tied and changed.keys() & {TOKEN_EMBD, OUTPUT}:
-        tensors.append((OUTPUT, base.tensors[TOKEN_EMBD]))
-    items = []
-    for name, tensor in tensors:
-        pair = changed.get(name)
-        written = tensor.type if pair is None else _written_type(base, tensor)
-        items.append(_Item(TensorInfo(name, tensor.dims, written), tensor, pair))
-    return items
+        yield _item(base, OUTPUT, base.named(TOKEN_EMBD), changed)
+
+
+def _item(base: BaseModel, name: str, tensor: GGUFTensor, changed: Mapping[str, Pair]) -> _Item:
+    pair = changed.get(name)
+    written = tensor.type if pair is None else _written_type(base, tensor)
+    return _Item(TensorInfo(name, tensor.dims, written), tensor, pair)
 
 
 def _written_type(base: BaseModel, tensor: GGUFTensor) -> _Type:
@@ -117,7 +124,7 @@ def _listed(items: list[_Item]) -> str:
 def _write(
     checkpoint: Checkpoint,
     base: BaseModel,
-    items: list[_Item],
+    items: Callable[[], Iterator[_Item]],
     beginning: bytes,
     output: Writer,
     progress: Progress | None = None,
@@ -126,13 +133,14 @@ def _write(
     alignment = base.header.alignment
     output.writev([beginning])
     write_padding(output, len(beginning), alignment)
-    for changed, some in itertools.groupby(items, lambda item: item.pair is not None):
+    for changed, some in itertools.groupby(items(), lambda item: item.pair is not None):
         if changed:
             for item in some:
                 _write_changed(checkpoint, base, item, output, progress)
                 write_padding(output, item.info.nbytes, alignment)
         else:
-            _copy(base, list(some), output, alignment, progress)
+            while batch := list(itertools.islice(some, _TOGETHER)):
+                _copy(base, batch, output, alignment, progress)
 
 
 def _copy(base: BaseModel, items: list[_Item], output: Writer, alignment: int, progress: Progress | None) -> None:
