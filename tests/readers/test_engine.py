@@ -13,7 +13,7 @@ import pytest
 import ggcl_fast
 from ggcl_fast.inspection import survey
 from ggcl_fast.readers import engine
-from ggcl_fast.testing import Shape, checkpoint_bytes
+from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from ..reference import DATA
 
@@ -71,14 +71,14 @@ with ggcl_fast.open_checkpoint(sys.argv[3], engine=sys.argv[2]) as checkpoint:
 
 @pytest.mark.parametrize("engine_", ["auto", "numba", "python"])
 def test_numba_switched_off_does_not_make_arithmetic_wrap(engine_: str, tmp_path: Path) -> None:
-    """Dims whose product is 4 GiB, and 0 in 32 bits: the file ends long before."""
-    data = bytearray(checkpoint_bytes(Shape(n_layer=0, n_embd=1, n_vocab=1, n_mult=1)))
-    struct.pack_into("<2I", data, 20, 1 << 28, 1)
-    struct.pack_into("<I", data, 80, 4)
+    """A tensor of 4 GiB, which is 0 in 32 bits, in a file of some kilobytes: only its n_ff tells."""
+    ranks = dict.fromkeys(RANKS, 4)
+    data = bytearray(checkpoint_bytes(Shape(n_layer=1, n_embd=1, n_vocab=1, n_mult=1, n_ff=1, ranks=ranks)))
+    with ggcl_fast.open_checkpoint(bytes(data)) as checkpoint:
+        row = checkpoint.names.index("blk.0.ffn_gate.weight.lora_b")
+        struct.pack_into("<2I", data, int(checkpoint.table["record"][row]) + 12, 4, 1 << 28)
     path = tmp_path / "in.ggcl"
-    name_len = struct.unpack_from("<I", data, 96)[0]
-    struct.pack_into("<2I", data, 104, 4, 1 << 28)
-    path.write_bytes(data[: 104 + 8 + name_len])
+    path.write_bytes(data)
     said = []
     for environment in ({}, {"NUMBA_DISABLE_JIT": "1"}):
         done = subprocess.run(
@@ -87,5 +87,6 @@ def test_numba_switched_off_does_not_make_arithmetic_wrap(engine_: str, tmp_path
         )  # fmt: skip
         said.append(done.stdout)
     assert said[0] == said[1]
-    assert said[0].count("\n") == 2
+    assert "blk.0.ffn_gate.weight.lora_b': data at offset" in said[0]
+    assert "expected 4294967296 bytes" in said[0]
     assert said[0].endswith("healthy\n")
