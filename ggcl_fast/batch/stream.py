@@ -160,6 +160,8 @@ def _elsewhere(
     stopping = False
     try:
         while True:
+            if not jobs.stopped:
+                yield from flight.send_again()
             while flight.has_room(n_chunks) and (some := jobs.take(chunk)):
                 yield from flight.send(some)
             yield from jobs.refused()
@@ -167,12 +169,12 @@ def _elsewhere(
                 stopping = True
                 flight.stop()
             if not flight.pending:
-                return
+                if jobs.stopped or not flight.lost:
+                    return
+                continue
             done, _ = wait(flight.pending, _LOOK if jobs.stop is not None else None, FIRST_COMPLETED)
             for future in done:
                 yield from flight.land(future)
-            if not jobs.stopped:
-                yield from flight.send_again()
     finally:
         flight.end()
 
@@ -190,32 +192,33 @@ class _Flight:
         self._again = work.again(time.time())
         self._executor = self._pool = executor
         self._workers = workers or n_cpus()
-        self._lost: list[tuple[Job, int]] = []
-        self.pending: dict[Future[list[JobResult]], tuple[list[Job], int]] = {}
+        self.lost: list[tuple[Job, int]] = []
+        self.pending: dict[Future[list[JobResult]], tuple[list[Job], int, Executor]] = {}
 
     def has_room(self, n_chunks: int) -> bool:
         """Tell whether more jobs can be sent."""
-        return not self._lost and len(self.pending) < n_chunks
+        return not self.lost and len(self.pending) < n_chunks
 
     def send(self, jobs: list[Job], times_lost: int = 0) -> Iterator[JobResult]:
         """Send some jobs; yield what fails at once."""
         if self._pool is None:
             self._pool = process_pool(self._workers)
+        pool = self._pool
         try:
-            future = self._pool.submit(self._again if times_lost else self._work, jobs)
+            future = pool.submit(self._again if times_lost else self._work, jobs)
         except BrokenExecutor as error:
-            yield from self._lose(jobs, times_lost, error)
+            yield from self._lose(jobs, times_lost, pool, error)
         else:
-            self.pending[future] = jobs, times_lost
+            self.pending[future] = jobs, times_lost, pool
 
     def land(self, future: Future[list[JobResult]]) -> Iterator[JobResult]:
         """Yield what became of jobs whose future is done."""
-        jobs, times_lost = self.pending.pop(future)
+        jobs, times_lost, pool = self.pending.pop(future)
         if future.cancelled():
             return
         problem = future.exception()
         if isinstance(problem, BrokenExecutor):
-            yield from self._lose(jobs, times_lost, problem)
+            yield from self._lose(jobs, times_lost, pool, problem)
         elif isinstance(problem, Exception):
             yield from _failed(jobs, problem)
         elif problem is not None:
@@ -223,21 +226,22 @@ class _Flight:
         else:
             yield from future.result()
 
-    def _lose(self, jobs: list[Job], times_lost: int, error: BrokenExecutor) -> Iterator[JobResult]:
-        self._pool = self._executor  # None: a new one for the next
+    def _lose(self, jobs: list[Job], times_lost: int, pool: Executor, error: BrokenExecutor) -> Iterator[JobResult]:
+        if pool is self._pool:  # and not one before it, of which this is the last to be heard
+            self._pool = self._executor  # None: a new one for the next
         if self._executor is not None or times_lost == _ALONE:
             yield from _failed(jobs, error)
         else:
-            self._lost += ((job, times_lost + 1) for job in jobs)
+            self.lost += ((job, times_lost + 1) for job in jobs)
 
     def send_again(self) -> Iterator[JobResult]:
         """Send jobs that were lost: as many as there are workers, and those lost twice alone."""
-        self._lost.sort(key=itemgetter(1), reverse=True)
-        while self._lost:
-            job, times_lost = self._lost[-1]
+        self.lost.sort(key=itemgetter(1), reverse=True)
+        while self.lost:
+            job, times_lost = self.lost[-1]
             if len(self.pending) >= (1 if times_lost == _ALONE else self._workers):
                 return
-            self._lost.pop()
+            self.lost.pop()
             yield from self.send([job], times_lost)
 
     def stop(self) -> None:

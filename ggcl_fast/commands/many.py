@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections import Counter
@@ -71,6 +72,7 @@ def run_jobs(task: Task, args: Namespace, signals: Signals) -> int:
     if task.alone and args.verbose:
         _describe(task.jobs[0].source, task.options)
     stopped = None
+    signals.stop = None if task.alone else threading.Event()
     try:
         with _display(task, args) as display:
             for result in itertools.chain(task.failed, _results(task, args, signals, display)):
@@ -94,10 +96,6 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
         options = dataclasses.replace(task.options, progress=display.progress)
         yield convert_one(task.jobs[0], options, skip_existing=args.skip_existing)
         return
-    if args.fail_fast and task.failed:
-        return
-    import threading
-
     from ..batch.pool import n_cpus
     from ..batch.stream import CHUNK, convert_many
 
@@ -108,7 +106,6 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
         jobs, answered = _sift(jobs, args)
         options = dataclasses.replace(options, force=True)
     yield from answered
-    signals.stop = threading.Event()
     with _executor(args) as (executor, n_workers):
         n_workers = n_workers or max(1, min(args.jobs or n_cpus(), len(jobs)))
         given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}

@@ -111,6 +111,7 @@ class Place(Part):
             self._check_contents(self.path)
             exchanged = system.exchange(self._part, self.path)
         except FileNotFoundError:
+            self._old_status = None
             return False
         if not exchanged:
             self._set_aside()

@@ -250,6 +250,28 @@ def test_a_job_that_kills_its_worker_fails_and_no_other(tmp_path: Path) -> None:
     assert len(os.listdir(out)) == 39
 
 
+IDLE = """
+import os, sys, ggcl_fast, multiprocessing, time
+def jobs():
+    for i in range(12):
+        if i == 6:  # all before are done: the pool breaks while it has nothing in hand
+            for process in multiprocessing.active_children():
+                process.kill()
+            time.sleep(0.5)
+        yield sys.argv[1], f"{sys.argv[2]}/{i}.gguf"
+if __name__ == "__main__":
+    print(sum(r.status == "converted" for r in ggcl_fast.convert_many(jobs(), workers=2, window=1, chunk=1)))
+"""
+
+
+def test_a_pool_that_breaks_with_nothing_in_hand_loses_no_job(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(IDLE)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "script.py"), str(DATA / "adam.ggcl"), str(tmp_path / "out")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert int(done.stdout) == len(os.listdir(tmp_path / "out")) == 12
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
