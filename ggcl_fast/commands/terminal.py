@@ -100,6 +100,10 @@ def signals_as_exceptions(command: str) -> Iterator[Signals]:
         return
     try:
         yield signals
+    except Exception as error:
+        if signals.raised:  # C code in the middle of an import makes an ImportError of whatever comes up there
+            raise Stopped(signals.number) from error
+        raise
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -114,6 +118,8 @@ class Signals:
         """Where it is there, the first signal sets it, and only the second raises `Stopped`."""
         self.number = 0
         """Of the signal that came."""
+        self.raised = False
+        """Whether `Stopped` was raised."""
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """Be the handler of a signal."""
@@ -125,4 +131,5 @@ class Signals:
             return
         for each in _HANDLED:
             signal.signal(each, signal.SIG_IGN)
+        self.raised = True
         raise Stopped(number)
