@@ -116,7 +116,7 @@ def convert(
     to
         What to write: ``"checkpoint"`` (the default for a ggcl file), the GGUF finetune checkpoint; ``"adapter"``
         (the default for all others), a GGUF LoRA adapter for llama.cpp; ``"merged"``, the base model with every delta
-        added; ``"peft"``, a folder for Hugging Face's PEFT, which needs the extra ``peft``.
+        added; ``"peft"``, a folder for Hugging Face's PEFT.
     base
         The GGUF model that the checkpoint was trained on.  An adapter comes with a copy of it in which only the norms
         are changed, since llama.cpp ignores their deltas in adapters; PEFT gets whole norm weights from it; and it is

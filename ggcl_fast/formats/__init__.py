@@ -13,5 +13,6 @@ what somebody wants with them.
 `gguf_tensors`   the tensor infos of any GGUF file, read
 `gguf_header`    its whole header, read
 `gguf_writer`    GGUF files, written
+`safetensors`    the head of a safetensors file, written
 ===============  =========================================================================================
 """

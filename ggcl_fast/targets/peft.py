@@ -7,6 +7,8 @@ llama.cpp rotates neighbouring values of a head together, Hugging Face a value o
 of the second.  The rows of the weights of q and k are therefore in another order here, and so are those of lora_B.
 
 PEFT has no deltas for norms; it takes whole weights, which only a base model can give.
+
+Tensors are written one after the other, as in every other output: the folder is never in memory.
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
+from ..formats.gguf_writer import as_bytes
 from ..formats.numbers import TYPES, Floats, quantized
+from ..formats.safetensors import StoredTensor, head
 from ..storage.copying import Progress
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
@@ -75,15 +78,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     ------
     CheckpointError
         The checkpoint was trained on another model than the base, or the number of heads is not known or cannot be.
-    ModuleNotFoundError
-        The safetensors library is not installed.
     """
-    try:
-        import safetensors.numpy  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "writing for PEFT needs the safetensors library: pip install 'ggcl_fast[peft]'", name=error.name
-        ) from error
     pairs, notes = checkpoint.pairs, []
     if base is not None:
         base.check(checkpoint)
@@ -102,21 +97,16 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     for pair in kept:
         if pair.module in _ROTATED:
             _check_heads(checkpoint, pair, _ROTATED[pair.module], heads[_ROTATED[pair.module]])
-    type = TYPES[options.outtype]
-    write_tensors = functools.partial(_write_tensors, checkpoint, base, kept, heads, type)
+    parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
+    start = head(part.stored for part in parts)
+    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, heads, start)
     config = json.dumps(_config(kept), indent=2).encode() + b"\n"
     weights, about = TARGETS["peft"].folder
     files = (
-        File(write_tensors, _data_size(kept, type), weights),
+        File(write_tensors, len(start) + sum(part.stored.nbytes for part in parts), weights),
         File(lambda output, _: output.writev([config]), len(config), about),
     )
-    return Plan(files, sum(1 if pair.is_norm else 2 for pair in kept), tuple(notes))
-
-
-def _data_size(pairs: Sequence[Pair], type: gguf.GGMLQuantizationType) -> int:
-    """Return the bytes of the tensors of ``adapter_model.safetensors``, its header left out."""
-    _, width = gguf.GGML_QUANT_SIZES[type]
-    return sum(4 * pair.n_in if pair.is_norm else width * pair.rank * (pair.n_in + pair.n_out) for pair in pairs)
+    return Plan(files, len(parts), tuple(notes))
 
 
 def _module(pair: Pair) -> str:
@@ -158,40 +148,58 @@ def to_half_rotation(rows: Floats, n_head: int) -> Floats:
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _arrays(checkpoint: Checkpoint, base: BaseModel | None, pair: Pair, heads: dict[str, int]) -> dict[str, Floats]:
-    """Return what PEFT stores for `pair`, by name within the module."""
+class _Part(NamedTuple):
+    """A tensor of the folder: a norm's weight, or one of the two of any other pair."""
+
+    stored: StoredTensor
+    pair: Pair
+    is_b: bool
+    """Whether it comes of B and not of A; a norm's comes of both."""
+
+
+def _parts(pairs: Iterable[Pair], type: gguf.GGMLQuantizationType) -> Iterator[_Part]:
+    """Yield the tensors that `pairs` become.  Norms stay float32: they are whole weights."""
+    for pair in pairs:
+        module = _PREFIX + _module(pair)
+        if pair.is_norm:
+            yield _Part(StoredTensor(f"{module}.weight", (pair.n_in,), TYPES["f32"]), pair, False)
+        elif pair.weight == TOKEN_EMBD:
+            yield _Part(StoredTensor(f"{module}.lora_embedding_A", (pair.rank, pair.n_out), type), pair, True)
+            yield _Part(StoredTensor(f"{module}.lora_embedding_B", (pair.n_in, pair.rank), type), pair, False)
+        else:
+            yield _Part(StoredTensor(f"{module}.lora_A.weight", (pair.rank, pair.n_in), type), pair, False)
+            yield _Part(StoredTensor(f"{module}.lora_B.weight", (pair.n_out, pair.rank), type), pair, True)
+
+
+def _values(checkpoint: Checkpoint, base: BaseModel | None, part: _Part, heads: dict[str, int]) -> Floats:
+    """Return the values of a tensor, as float32."""
+    pair = part.pair
     if pair.is_norm:
         assert base is not None  # without it there are no norms
-        return {".weight": base.norm(checkpoint, pair)}
-    a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
-    if pair.weight == TOKEN_EMBD:
-        return {".lora_embedding_A": b.T, ".lora_embedding_B": a}
-    if pair.module in _ROTATED:
-        b = to_half_rotation(b, heads[_ROTATED[pair.module]])
-    return {".lora_A.weight": a.T, ".lora_B.weight": b}
+        return base.norm(checkpoint, pair)
+    values = lora_b(checkpoint, pair) if part.is_b else lora_a(checkpoint, pair)
+    if part.is_b and pair.module in _ROTATED:
+        return to_half_rotation(values, heads[_ROTATED[pair.module]])
+    return values.T if part.is_b == (pair.weight == TOKEN_EMBD) else values
 
 
 def _write_tensors(
     checkpoint: Checkpoint,
     base: BaseModel | None,
-    kept: list[Pair],
+    parts: Sequence[_Part],
     heads: dict[str, int],
-    type: gguf.GGMLQuantizationType,
+    start: bytes,
     output: Writer,
     progress: Progress | None = None,
 ) -> None:
-    """Write ``adapter_model.safetensors``.  Norms stay float32: they are whole weights."""
-    import safetensors.numpy
-
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    for pair in kept:
-        for suffix, values in _arrays(checkpoint, base, pair, heads).items():
-            name = _PREFIX + _module(pair) + suffix
-            written = TYPES["f32"] if pair.is_norm else type
-            tensors[name] = quantized(values, written, source=checkpoint.source.name, tensor=pair.weight)
-            if progress is not None:
-                progress(tensors[name].nbytes)
-    output.writev([safetensors.numpy.save(tensors, {"format": "pt"})])
+    """Write ``adapter_model.safetensors``, which begins with `start`."""
+    output.writev([start])
+    for part in parts:
+        values = _values(checkpoint, base, part, heads)
+        data = quantized(values, part.stored.type, source=checkpoint.source.name, tensor=part.pair.weight)
+        output.writev([as_bytes(data)])
+        if progress is not None:
+            progress(data.nbytes)
 
 
 def _config(kept: list[Pair]) -> dict[str, Any]:

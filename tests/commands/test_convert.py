@@ -116,14 +116,6 @@ def test_a_base_that_is_not_there_is_a_failure(out: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == "ggcl-fast: error: nowhere.gguf: No such file or directory\n"
 
 
-def test_without_safetensors_the_extra_is_named(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    assert main(["--to", "peft", TRAINED, str(out)]) == 1
-    assert "pip install 'ggcl_fast[peft]'" in capsys.readouterr().err
-
-
 def test_help_has_examples_and_version_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, expected in ((["--help"], "examples:"), (["--version"], f"ggcl_fast {ggcl_fast.__version__}")):
         with pytest.raises(SystemExit) as stop:

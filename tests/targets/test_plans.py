@@ -37,10 +37,10 @@ def test_no_more_is_reserved_than_is_written(options: Options) -> None:
             written = Collected()
             file.write(written, None)
             assert file.nbytes <= len(written)
-            if options.to in ("adapter", "merged"):
+            if options.to != "checkpoint":
                 assert file.nbytes == len(written)
             else:
-                assert len(written) - file.nbytes < 10_000  # keys, or the header of safetensors
+                assert len(written) - file.nbytes < 10_000  # its keys
         if base is not None:
             base.source.close()
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -413,12 +412,6 @@ def test_a_target_that_is_the_base_is_refused(tmp_path: Path) -> None:
         ggcl_fast.convert(TRAINED, base, to="merged", base=base, force=True)
     assert base.read_bytes() == BASE.read_bytes()
     assert os.listdir(tmp_path) == ["base.gguf"]
-
-
-def test_without_safetensors_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ggcl_fast\[peft\]'"):
-        ggcl_fast.convert(TRAINED, tmp_path / "out", to="peft")
 
 
 ODD_KEYS: dict[str, tuple[str, int, bytes, str]] = {
