@@ -144,7 +144,8 @@ class Pass:
         (lora,) = schemas(p.n_layer)
         plan = lora.expected(dict(opened.ranks), {"n_embd": p.n_embd, "n_vocab": p.n_vocab})
         table = opened.table[: len(plan)]
-        planned = list(zip(map(str.encode, lora.source_names), table["ne0"].tolist(), table["ne1"].tolist()))
+        names = [lora.source_name(row).encode() for row in range(len(table))]
+        planned = list(zip(names, table["ne0"].tolist(), table["ne1"].tolist()))
         return cls(data, plan, lora.name_words, np.zeros(len(plan), layout.TENSOR), planned)
 
     def jitted(self) -> Run:

@@ -91,7 +91,8 @@ class Lbfgs(NamedTuple):
     name: Literal["lbfgs"] = "lbfgs"
 
 
-_OTHER_END: Final = {"lora_a": "lora_b", "lora_b": "lora_a"}
+_ENDS: Final = (".lora_a", ".lora_b")
+_ALONE: Final = "one of a pair without the other"
 
 Optimizer = Adam | Lbfgs
 Format = Literal["ggcl", "gguf", "ggla"]
@@ -205,26 +206,32 @@ class Checkpoint:
         CheckpointError
             A tensor has no partner, or another rank than its partner.
         """
-        rows = {name: row for row, name in enumerate(self.names)}
+        rows = dict(zip(self.names, range(len(self.names))))
         ranks, lengths = self.table["ne0"].tolist(), self.table["ne1"].tolist()
-        pairs = []
+        pairs, n_ends = [], 0
         for name, row in rows.items():
-            weight, dot, end = name.rpartition(".")
-            if not dot or end not in _OTHER_END:
+            if not name.endswith(_ENDS):
                 continue
-            other = rows.get(f"{weight}.{_OTHER_END[end]}")
+            n_ends += 1
+            if name.endswith(_ENDS[1]):
+                continue
+            weight = name[: -len(_ENDS[0])]
+            other = rows.get(weight + _ENDS[1])
             if other is None:
-                raise self._unpaired("one of a pair without the other", tensor=name, index=row)
-            if end == "lora_b":
-                continue
-            if ranks[row] != ranks[other]:
+                raise self._unpaired(_ALONE, tensor=name, index=row)
+            rank = ranks[row]
+            if rank != ranks[other]:
                 raise self._unpaired(
                     "the two of a pair have different ranks", tensor=weight, field="dims",
-                    expected=ranks[row], found=ranks[other],
+                    expected=rank, found=ranks[other],
                 )  # fmt: skip
-            *block, module, _ = weight.split(".") if weight.count(".") else (weight, "")
-            layer = int(block[1]) if block[:1] == ["blk"] and block[1:] and block[1].isdecimal() else None
-            pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], ranks[row], row, other))
+            block = weight.split(".")
+            module = block[-2] if len(block) > 1 else weight
+            layer = int(block[1]) if block[0] == "blk" and len(block) > 3 and block[1].isdecimal() else None
+            pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], rank, row, other))
+        if n_ends != 2 * len(pairs):
+            name = next(n for n in self.names if n.endswith(_ENDS[1]) and n[: -len(_ENDS[1])] + _ENDS[0] not in rows)
+            raise self._unpaired(_ALONE, tensor=name, index=rows[name])
         return tuple(pairs)
 
     def _unpaired(self, problem: str, **facts: Any) -> CheckpointError:

@@ -7,7 +7,8 @@ B with ne = (rank, n_out).  Names on the GGUF side are gguf's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import gguf
@@ -92,6 +93,7 @@ OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
 `layout.OPTIMIZER`.  past_loss_values is absent where past is 0."""
 
 _DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff", "n_embd_kv")
+_BLOCK: Final = "blk."  # what gguf's names of a layer's tensors begin with, before its number
 _LAYERS: Final = 128  # of one schema, 0.7 MB: what a file that lies about its layers can cost, and a cache hold
 
 
@@ -100,7 +102,7 @@ def n_records(n_layer: int) -> int:
     return 2 * (len(MODEL_MODULES) + n_layer * len(LAYER_MODULES))
 
 
-def smallest_size(n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> int:
+def smallest_size(n_layer: int, ranks: Mapping[str, int], dims: Mapping[str, int]) -> int:
     """Return the bytes that the LoRA tensors take at the very least, whatever their names and n_ff are.
 
     Exact in Python integers, and computed without allocating anything by the numbers given, which no one has
@@ -114,15 +116,14 @@ def smallest_size(n_layer: int, ranks: dict[str, int], dims: dict[str, int]) -> 
     return bytes_of(MODEL_MODULES) + n_layer * bytes_of(LAYER_MODULES)
 
 
-class Schema(NamedTuple):
-    """Records of a checkpoint, one array entry a record."""
+@dataclass(frozen=True, eq=False)
+class Schema:
+    """Records of a checkpoint, one array entry a record.  Equal to itself alone, so that it can be a key of a cache."""
 
     names: tuple[str, ...]
     """GGUF names, such as ``blk.0.attn_q.weight.lora_a``."""
-    source_names: tuple[str, ...]
-    """Names in the ggcl file, such as ``layers.0.attention.wq.weight.loraA``."""
     name_words: npt.NDArray[np.uint32]
-    """The source names as `sweep.sweep` compares them: zero-padded to whole words."""
+    """Names in the ggcl file, see `source_name`, as `sweep.sweep` compares them: zero-padded to whole words."""
     fixed: npt.NDArray[np.int64]
     """What is expected, without the dims."""
     rank: npt.NDArray[np.intp]
@@ -130,7 +131,12 @@ class Schema(NamedTuple):
     dim: npt.NDArray[np.intp]
     """What the outer dim of each record is."""
 
-    def expected(self, ranks: dict[str, int], dims: dict[str, int]) -> npt.NDArray[np.int64]:
+    def source_name(self, row: int) -> str:
+        """Return the name of a record in the ggcl file, such as ``layers.0.attention.wq.weight.loraA``."""
+        first, length = self.fixed[row, 3:5].tolist()
+        return self.name_words[first:].astype("<u4").tobytes()[:length].decode()
+
+    def expected(self, ranks: Mapping[str, int], dims: Mapping[str, int]) -> npt.NDArray[np.int64]:
         """Return what `sweep.sweep` expects of a file, (n, 5) int64.
 
         `ranks` has a value for every `Module.rank`, `dims` for n_embd and n_vocab.  Without n_ff in `dims` that is left
@@ -158,15 +164,16 @@ def _schema(first: int, stop: int) -> Schema:
     """Return the records of the layers from `first` to before `stop`, after those of the model if `first` is 0."""
     layers = range(first, stop)
     of_model = MODEL_MODULES if first == 0 else ()
-    prefixes = [("", "", m) for m in of_model]
-    prefixes += [(f"layers.{i}.", str(i), m) for i in layers for m in LAYER_MODULES]
-    source_names = [f"{prefix}{m.weight}.weight.lora{end}" for prefix, _, m in prefixes for end in "AB"]
-    names = [f"{m.base_name.format(bid=i)}.weight.lora_{end}" for _, i, m in prefixes for end in "ab"]
+    source_ends = [f"{m.weight}.weight.lora{end}" for m in LAYER_MODULES for end in "AB"]
+    ends = [f"{m.base_name.format(bid='')}.weight.lora_{end}"[len(_BLOCK) :] for m in LAYER_MODULES for end in "ab"]
+    source_names = [f"{m.weight}.weight.lora{end}" for m in of_model for end in "AB"]
+    source_names += [f"layers.{i}.{end}" for i in layers for end in source_ends]
+    names = [f"{m.base_name}.weight.lora_{end}" for m in of_model for end in "ab"]
+    names += [f"{_BLOCK}{i}{end}" for i in layers for end in ends]
 
-    encoded = [name.encode() for name in source_names]
-    lengths = np.array([len(name) for name in encoded], np.int64)
+    lengths = np.array(list(map(len, source_names)), np.int64)
     n_words = lengths // 4 + 1  # a name of whole words gets one of zeros: the last, partial word always exists
-    padded = b"".join(name.ljust(4 * int(n), b"\0") for name, n in zip(encoded, n_words))
+    padded = "".join(name.ljust(4 * n, "\0") for name, n in zip(source_names, n_words.tolist())).encode()
     name_words = np.frombuffer(padded, "<u4").astype(np.uint32)
     name_words.flags.writeable = False
 
@@ -177,4 +184,4 @@ def _schema(first: int, stop: int) -> Schema:
     modules = list(range(len(of_model))) + list(range(len(MODEL_MODULES), len(MODULES))) * len(layers)
     module = np.array(modules, np.intp)
     in_out = np.array([[_DIMS.index(m.n_in), _DIMS.index(m.n_out)] for m in MODULES], np.intp)
-    return Schema(tuple(names), tuple(source_names), name_words, fixed, np.repeat(module, 2), in_out[module].ravel())
+    return Schema(tuple(names), name_words, fixed, np.repeat(module, 2), in_out[module].ravel())

@@ -4,6 +4,7 @@ What affects numbers that describe a checkpoint lives here.  Nothing in this win
 
 ===========  ==========================================================================
 `survey`     what is in a block of floats, compiled or with numpy
+`small`      the same for many small tensors at once
 `values`     the pass over all tensors, block by block; NaN and infinities refused
 `summary`    what there is to know
 `models`     which base model a shape belongs to

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from ..checkpoint import Checkpoint, ModelParameters, Pair
 from ..readers.engine import Engine
 from ..storage.copying import Progress
@@ -43,8 +41,10 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
     pairs = checkpoint.pairs
     values, squared = read_values(checkpoint, pairs, engine=engine, progress=progress)
     checkpoint.source.check_unchanged()
-    tensors = tuple(map(_tensor_summary, checkpoint.names, checkpoint.table, values))
-    weights = tuple(_pair_summary(pair, squared.get(pair), checkpoint.scale, values) for pair in pairs)
+    scale = abs(checkpoint.scale)
+    columns = (checkpoint.table[field].tolist() for field in ("ne0", "ne1", "n_dims", "nbytes"))
+    tensors = tuple(map(_tensor_summary, checkpoint.names, values, *columns))
+    weights = tuple(_pair_summary(pair, each, scale, values) for pair, each in zip(pairs, squared))
     moments = _moments(tensors)
     changes = [pair.change for pair in weights if pair.change is not None]
     verdict, reasons = judge(tensors, weights, checkpoint.optimizer, moments, _n_vocab(checkpoint.parameters, weights))
@@ -70,42 +70,26 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
     )
 
 
-def _tensor_summary(name: str, row: np.void, values: Values) -> TensorSummary:
-    ne0, ne1 = int(row["ne0"]), int(row["ne1"])
-    some = values.lowest <= values.highest
-    return TensorSummary(
-        name=name,
-        shape=(ne1, ne0) if row["n_dims"] == 2 else (ne0,),
-        nbytes=int(row["nbytes"]),
-        n_nan=values.n_nan,
-        n_inf=values.n_inf,
-        n_zero=values.n_zero,
-        minimum=values.lowest if some else None,
-        maximum=values.highest if some else None,
-        norm=math.sqrt(values.squares),
-    )
+def _tensor_summary(name: str, values: Values, ne0: int, ne1: int, n_dims: int, nbytes: int) -> TensorSummary:
+    n_nan, n_inf, n_zero, lowest, highest, squares = values
+    low, high = (lowest, highest) if lowest <= highest else (None, None)
+    shape = (ne1, ne0) if n_dims == 2 else (ne0,)
+    return TensorSummary(name, shape, nbytes, n_nan, n_inf, n_zero, low, high, math.sqrt(squares))
 
 
 def _pair_summary(pair: Pair, squared: float | None, scale: float, values: Sequence[Values]) -> PairSummary:
-    norm = None if squared is None else abs(scale) * math.sqrt(squared)
+    weight, layer, module, n_in, n_out, rank, row_a, row_b = pair
+    norm = None if squared is None else scale * math.sqrt(squared)
     if norm is not None and not math.isfinite(norm):
         norm = math.nan
-    zero = any(v.squares == 0 and not v.n_nan and not v.n_inf for v in (values[pair.row_a], values[pair.row_b]))
-    return PairSummary(
-        weight=pair.weight,
-        layer=pair.layer,
-        module=pair.module,
-        rank=pair.rank,
-        n_in=pair.n_in,
-        n_out=pair.n_out,
-        norm=norm,
-        trained=not zero and norm != 0,
-        change=norm / math.sqrt(pair.n_in) if norm is not None and pair.is_norm else None,
-    )
+    a, b = values[row_a], values[row_b]
+    zero = (a.squares == 0 and not a.n_nan and not a.n_inf) or (b.squares == 0 and not b.n_nan and not b.n_inf)
+    change = norm / math.sqrt(n_in) if norm is not None and pair.is_norm else None
+    return PairSummary(weight, layer, module, rank, n_in, n_out, norm, not zero and norm != 0, change)
 
 
 def _moments(tensors: Iterable[TensorSummary]) -> Moments | None:
-    by_name = {one.name: one for one in tensors}
+    by_name = {one.name: one for one in tensors if one.name.startswith("optimizer.")}
     first, second = (by_name.get(f"optimizer.adam.{which}_moments") for which in ("first", "second"))
     if first is None or second is None:
         return None

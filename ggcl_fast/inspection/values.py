@@ -1,7 +1,8 @@
 """The pass over a checkpoint's values: every tensor once, and the sizes of its deltas with it.
 
 Everything streams: a thread reads blocks of at most 1 MiB ahead, and each block is gone through once while it is in
-the processor's cache.  Memory stays at a few of these blocks, whatever the size of the file.
+the processor's cache; small tensors go through together, see `small`.  Memory stays at a few of these blocks, whatever
+the size of the file.
 
 The size of a delta ``B @ A.T`` never takes the product: ``||B A^T||^2 = sum((A^T A) * (B^T B))``, two matrices of
 rank x rank that add up block by block.
@@ -15,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..readers.engine import Engine
 from ..storage.copying import BLOCK, Progress, read_ahead
 from ..storage.sources import Source
+from .small import PAIR, Batch, squared_norms, survey_batch, units
 from .survey import LARGEST_BLOCK, Doubles, Floats, Kernels, Values, pick_engine
 
 __all__ = ["LARGEST_RANK", "check_finite", "read_values"]
@@ -46,7 +49,7 @@ class _Piece(NamedTuple):
 
 def read_values(
     checkpoint: Checkpoint, pairs: Sequence[Pair], *, engine: Engine = "auto", progress: Progress | None = None
-) -> tuple[list[Values], dict[Pair, float]]:
+) -> tuple[list[Values], list[float | None]]:
     """Read every tensor once.
 
     Parameters
@@ -63,28 +66,37 @@ def read_values(
     Returns
     -------
     tuple
-        What the values are, by row of `Checkpoint.table`; and by pair, where its rank is at most `LARGEST_RANK`, the
-        squared Frobenius norm of ``B @ A.T``.
+        What the values are, by row of `Checkpoint.table`; and for each of `pairs` the squared Frobenius norm of
+        ``B @ A.T``, None where its rank is above `LARGEST_RANK`.
     """
     kernels = pick_engine(engine, int(checkpoint.table["nbytes"].sum()))
     values = [Values()] * len(checkpoint.names)
-    squared: dict[Pair, float] = {}
-    pair_of = {row: pair for pair in pairs for row in (pair.row_a, pair.row_b)}
+    squared: list[float | None] = [None] * len(pairs)
+    numbers = np.array([pair[3:] for pair in pairs], PAIR)  # in the order of its fields
+    of_row = np.zeros(len(values), np.intp)
+    of_row[numbers["row_a"]] = of_row[numbers["row_b"]] = np.arange(len(pairs))
     delta = _Delta(kernels)
     with np.errstate(all="ignore"):  # what is not finite is counted
-        for piece, block in _blocks(checkpoint.source, _pieces(checkpoint, pairs)):
-            row = piece.row
+        for piece, block in _blocks(checkpoint.source, _pieces(checkpoint, numbers)):
             floats = _floats(block)
-            some = kernels.survey(floats)
-            values[row] = values[row].merged(some)
-            if piece.rank:
-                pair = pair_of[row]
-                delta.add(floats.reshape(-1, piece.rank), some, is_b=row == pair.row_b)
-                if row == pair.row_b and piece.last:
-                    squared[pair] = delta.squared()
-                    delta = _Delta(kernels)
+            if isinstance(piece, Batch):
+                found, wide = survey_batch(piece, floats)
+                for row, some in zip(piece.rows.tolist(), found):
+                    values[row] = some
+                for index, total in zip(piece.pairs.tolist(), squared_norms(piece, wide, numbers).tolist()):
+                    squared[index] = total if math.isfinite(total) else math.nan
+            else:
+                row, some = piece.row, kernels.survey(floats)
+                values[row] = values[row].merged(some)
+                if piece.rank:
+                    index = int(of_row[row])
+                    is_b = row == pairs[index].row_b
+                    delta.add(floats.reshape(-1, piece.rank), some, is_b=is_b)
+                    if is_b and piece.last:
+                        squared[index] = delta.squared()
+                        delta = _Delta(kernels)
             if progress is not None:
-                progress(piece.stop - piece.start)
+                progress(floats.nbytes if isinstance(piece, _Piece) else wide.size * 4)
     return values, squared
 
 
@@ -107,22 +119,22 @@ def check_finite(checkpoint: Checkpoint, *, engine: Engine = "auto") -> None:
         )  # fmt: skip
 
 
-def _pieces(checkpoint: Checkpoint, pairs: Sequence[Pair]) -> Iterator[_Piece]:
-    """Cut every tensor into whole rows of at most 1 MiB, each lora_b right after its lora_a."""
+def _pieces(checkpoint: Checkpoint, pairs: npt.NDArray[np.void]) -> Iterator[_Piece | Batch]:
+    """Cut every tensor into whole rows of at most 1 MiB, each lora_b right after its lora_a; small ones together."""
     offsets, sizes, widths = (checkpoint.table[field].tolist() for field in ("offset", "nbytes", "ne0"))
-    together = [(pair.row_a, pair.row_b) for pair in pairs]
-    paired = {row for rows in together for row in rows}
-    alone = ((row,) for row in range(len(offsets)) if row not in paired)
-    for rows in sorted([*together, *alone]):
-        for row in rows:
+    for unit in units(checkpoint.table, pairs, step=_STEP, largest_rank=LARGEST_RANK):
+        if isinstance(unit, Batch):
+            yield unit
+            continue
+        for row in unit:
             offset, end = offsets[row], offsets[row] + sizes[row]
-            rank = widths[row] if row in paired and widths[row] <= LARGEST_RANK else 0
+            rank = widths[row] if len(unit) == 2 and widths[row] <= LARGEST_RANK else 0
             step = _STEP // (4 * rank) * 4 * rank if rank else _STEP
             for start in range(offset, end, step):
                 yield _Piece(row, start, min(start + step, end), rank, start + step >= end)
 
 
-def _blocks(source: Source, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, memoryview]]:
+def _blocks(source: Source, pieces: Iterator[_Piece | Batch]) -> Iterator[tuple[_Piece | Batch, memoryview]]:
     """Yield each piece with its bytes, which are there until the next one is asked for."""
     if source.memory is not None:
         for piece in pieces:

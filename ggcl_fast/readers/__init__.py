@@ -7,6 +7,7 @@ module, and name it in `_READERS`.
 =========  =====================================================================
 `sweep`    the pass over the records of a ggcl file
 `engine`   what runs it
+`predict`  where the records are by the file's shape, and the proof that they are there
 `ggcl`     finetune checkpoints
 `by_name`  what formats share whose tensors are known by their names
 `gguf`     finetune checkpoints in GGUF form

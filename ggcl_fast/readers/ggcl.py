@@ -28,7 +28,8 @@ from ..formats.layout import (
 )
 from ..formats.schema import MODULES, N_FF, OPTIMIZER_TENSORS, n_records, schemas, smallest_size
 from ..storage.sources import Source, read_at
-from .engine import Engine, pick_engine, walk
+from .engine import Engine, check_engine, pick_engine, walk
+from .predict import Shape, predict_in, prove
 
 __all__ = ["read", "written_n_ff"]
 
@@ -42,8 +43,10 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     """Read the ggcl file that `source` holds; raises as `readers.open_checkpoint` does."""
     header = _header(source)
     ranks = {m.rank: header[m.rank] for m in MODULES}
+    shape = Shape(header["n_vocab"], header["n_embd"], tuple(ranks.values()))
     n_lora = n_records(header["n_layer"])
-    chosen = pick_engine(engine, n_lora)
+    check_engine(engine)
+    chosen = pick_engine(engine, n_lora) if engine == "numba" else None
 
     # Rows for the optimizer's tensors at the end; how many of them there are shows below.
     table = np.zeros(n_lora + max(map(len, OPTIMIZER_TENSORS.values())), TENSOR)
@@ -52,16 +55,25 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     position, gguf, n_ff = HEADER.itemsize, 0, 0
     for lora in schemas(header["n_layer"]):
         first = len(names)
-        expected = lora.expected(ranks, header)
-        if source.far:
-            _prefetch(source, expected, position, n_ff or written_n_ff(header))
-        index, position, gguf, n_ff = walk(
-            source, expected, lora.name_words, table[first:], position=position, gguf=gguf, n_ff=n_ff, engine=chosen
-        )
-        if index < len(expected):
-            _explain(source, first + index, lora.names[index], expected[index], position, n_ff)
         names += lora.names
-        renamed = renamed or [lora.source_names[i] for i in np.flatnonzero(table["renamed"][first : len(names)])[:1]]
+        rows = table[first : len(names)]
+        prediction = predict_in(source, lora, shape, header["n_layer"], position=position, gguf=gguf, n_ff=n_ff)
+        if prediction is not None and source.far:
+            source.prefetch([*prediction.table["record"].tolist(), prediction.position])
+        if prediction is not None and engine != "numba":
+            proven = prove(source, prediction)
+            _rows(rows)[:proven] = _rows(prediction.table)[:proven]
+            if proven == len(rows):
+                position, gguf, n_ff = prediction.position, prediction.gguf, prediction.n_ff
+                continue
+        chosen = chosen or pick_engine(engine, n_lora - first)
+        expected = shape.expected(lora)
+        index, position, gguf, n_ff = walk(
+            source, expected, lora.name_words, rows, position=position, gguf=gguf, n_ff=n_ff, engine=chosen
+        )
+        if index < len(rows):
+            _explain(source, first + index, lora.names[index], expected[index], position, n_ff)
+        renamed = renamed or [lora.source_name(int(row)) for row in np.flatnonzero(rows["renamed"])[:1]]
 
     n_elements = int(table["nbytes"][:n_lora].sum()) // 4
     fixed = _optimizer_header(source, position, n_elements)
@@ -69,15 +81,20 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     tensors = OPTIMIZER_TENSORS[name]
     expected = _optimizer_records(name, fixed)
     index, position, _, _ = walk(
-        source, expected, _NO_NAMES, table[n_lora:], position=position + OPTIMIZER.itemsize, gguf=gguf, engine=chosen
+        source,
+        expected,
+        _NO_NAMES,
+        table[n_lora:],
+        position=position + OPTIMIZER.itemsize,
+        gguf=gguf,
+        engine=chosen or "python",
     )
     optimizer_names = [f"optimizer.{name}.{tensor}" for tensor, _ in tensors]
     if index < len(tensors):
         _explain(source, n_lora + index, optimizer_names[index], expected[index], position, 0)
 
     present = [n_lora + i for i in range(len(tensors)) if expected[i, 0]]
-    # As plain bytes: numpy copies structured rows field by field.
-    rows = table.view(f"V{TENSOR.itemsize}")
+    rows = _rows(table)
     rows[n_lora : n_lora + len(present)] = rows[present]
     names += (optimizer_names[row - n_lora] for row in present)
     warnings = (_renamed_warning(source, renamed[0], table[:n_lora]),) if renamed else ()
@@ -97,26 +114,9 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     )
 
 
-def _prefetch(source: Source, expected: npt.NDArray[np.int64], position: int, n_ff: int) -> None:
-    """Have the records fetched from where they are if the file is as it ought to be; the sweep takes no such thing."""
-    offsets = _expected_offsets(expected, position, n_ff)
-    told = np.flatnonzero(expected[:, 2] == N_FF)[:1]
-    if len(told):  # the first record that tells n_ff lies where it lies whatever n_ff is
-        data = read_at(source, offsets[int(told[0])] + RECORD.itemsize + 4, 4)
-        written = int.from_bytes(data, "little")
-        if written != n_ff and written <= source.size:
-            offsets = _expected_offsets(expected, position, written)
-    source.prefetch(offsets)
-
-
-def _expected_offsets(expected: npt.NDArray[np.int64], position: int, n_ff: int) -> list[int]:
-    """Return where each expected record starts, and where the next would, if names and dims are as expected."""
-    offsets = [position]
-    for n_dims, ne0, ne1, _, name_len in expected.tolist():
-        data = -(-(position + RECORD.itemsize + 4 * n_dims + name_len) // ALIGNMENT) * ALIGNMENT
-        position = data + 4 * ne0 * (n_ff if ne1 == N_FF else ne1)
-        offsets.append(position)
-    return offsets
+def _rows(table: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return `table` as plain bytes: numpy copies structured rows field by field."""
+    return table.view(f"V{TENSOR.itemsize}")
 
 
 _PARAMETERS: Final = ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot")

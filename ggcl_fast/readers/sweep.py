@@ -1,8 +1,9 @@
 """The pass over the tensor records: where every tensor is, how long, and where it goes.
 
-`sweep` is the only code that walks a ggcl file.  It is one plain function with two lives, see `engine`: compiled by
-numba, and interpreted as it stands for the single small file that does not repay numba's start.  Rules it keeps, so
-that both lives give the same table and neither can be led outside the bytes it was given:
+`sweep` is the only code that walks a ggcl file, where `predict` cannot prove all of it.  It is one plain function with
+two lives, see `engine`: compiled by numba, and interpreted as it stands for the single small file that does not repay
+numba's start.  Rules it keeps, so that both lives give the same table and neither can be led outside the bytes it was
+given:
 
 - it takes and returns plain arrays and integers, allocates nothing, raises nothing;
 - every position is checked against the size of the file and against the window before the read;

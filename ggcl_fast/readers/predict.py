@@ -1,0 +1,173 @@
+"""Where the records of a ggcl file are, from its shape alone, and the proof that a file has them there.
+
+A record's data starts at a multiple of 32 and has a known length, so the next record starts at a known distance from
+one: nothing depends on what was found before.  Offsets, sizes and all words of heads and names follow from the layers,
+the dims, the ranks and n_ff, which stands in the first record of w1 at a place that does not depend on it.  They are
+computed once a shape; a file is proved by one gather of these words and one comparison.
+
+A file that deviates is not proved from the first deviating record on, and is swept instead, see `sweep`: that alone
+says what is wrong, and takes what is odd and can be read.  The answer is the same either way.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..formats.layout import ALIGNMENT, RECORD, TENSOR
+from ..formats.schema import MODULES, N_FF, Schema, smallest_size
+from ..storage.sources import Source, read_at
+
+__all__ = ["Prediction", "Shape", "place_of_n_ff", "predict", "predict_in", "prove"]
+
+_HEAD_WORDS: Final = RECORD.itemsize // 4 + 2  # with two dims
+_NE1_WORD: Final = _HEAD_WORDS - 1
+_KEPT: Final = 4  # predictions; one of 128 layers takes 0.7 MB
+
+
+class Prediction(NamedTuple):
+    """Records that follow each other."""
+
+    table: npt.NDArray[np.void]
+    """(n,) `layout.TENSOR`, read-only."""
+    words: npt.NDArray[np.uint32]
+    """What stands in all heads and names, one after the other; names end with zeros, as padding does."""
+    places: npt.NDArray[np.int64]
+    """Where each of `words` stands, in words from the start of the file."""
+    begins: npt.NDArray[np.int64]
+    """(n + 1,) where each record's words begin in `words`, and where they end."""
+    position: int
+    """Byte offset of what follows."""
+    gguf: int
+    """Offset in the GGUF data section of what follows."""
+    n_ff: int
+    """Feed-forward length that they have."""
+
+
+class Shape(NamedTuple):
+    """What decides where records are, besides the layers and n_ff."""
+
+    n_vocab: int
+    n_embd: int
+    ranks: tuple[int, ...]
+    """In the order of `schema.MODULES`."""
+
+    @property
+    def ranks_by_name(self) -> dict[str, int]:
+        """The ranks as `schema.Schema.expected` takes them."""
+        return {module.rank: rank for module, rank in zip(MODULES, self.ranks)}
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The dims as `schema.Schema.expected` takes them."""
+        return {"n_vocab": self.n_vocab, "n_embd": self.n_embd}
+
+    def expected(self, schema: Schema) -> npt.NDArray[np.int64]:
+        """Return what `schema.Schema.expected` gives for it."""
+        return schema.expected(self.ranks_by_name, self.dims)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def place_of_n_ff(schema: Schema, shape: Shape, position: int) -> int | None:
+    """Return the byte offset of the first dim that is n_ff, of records from `position` on; None where none is."""
+    expected = shape.expected(schema)
+    told = np.flatnonzero(expected[:, 2] == N_FF)[:1]
+    if not len(told):
+        return None
+    before = expected[: int(told[0])]
+    _, end = _records(before, 4 * before[:, 1] * before[:, 2], position)
+    return end + 4 * _NE1_WORD
+
+
+def _records(
+    expected: npt.NDArray[np.int64], nbytes: npt.NDArray[np.int64], position: int
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the byte offset of each record, and of what follows; the first is at `position`."""
+    heads = 4 * _HEAD_WORDS + expected[:, 4]
+    before = np.concatenate([[position], nbytes[:-1]])[: len(nbytes)]  # all that matters of it is modulo 32
+    lengths = heads + -(before + heads) % ALIGNMENT + nbytes
+    ends = position + np.cumsum(lengths)
+    return ends - lengths, int(ends[-1]) if len(ends) else position
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def predict(schema: Schema, shape: Shape, *, position: int, gguf: int, n_ff: int) -> Prediction:
+    """Predict records, whose sizes were found to fit into a file; the last few answers are kept.
+
+    Parameters
+    ----------
+    schema, shape
+        The records.
+    position, gguf, n_ff
+        Byte offset of the first record in the file, and of its data in the GGUF data section; the feed-forward length.
+    """
+    expected = shape.expected(schema)
+    ne1 = np.where(expected[:, 2] == N_FF, n_ff, expected[:, 2])
+    nbytes = 4 * expected[:, 1] * ne1
+    table = np.zeros(len(expected), TENSOR)
+    records, end = _records(expected, nbytes, position)
+    padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
+    ends = np.append(records[1:], end)
+    for field, column in (
+        ("record", records), ("offset", ends - nbytes), ("nbytes", nbytes), ("ne0", expected[:, 1]), ("ne1", ne1),
+        ("n_dims", expected[:, 0]), ("gguf_offset", gguf + np.cumsum(padded) - padded),
+    ):  # fmt: skip
+        table[field] = column
+    table.flags.writeable = False
+
+    name_words = -(-expected[:, 4] // 4)
+    counts = _HEAD_WORDS + name_words
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    within = np.arange(int(begins[-1])) - np.repeat(begins[:-1], counts)
+    places = np.repeat(records // 4, counts) + within
+    words = schema.name_words[np.maximum(np.repeat(expected[:, 3] - _HEAD_WORDS, counts) + within, 0)]
+    for i, column in enumerate((expected[:, 0], expected[:, 4], np.zeros_like(ne1), expected[:, 1], ne1)):
+        words[begins[:-1] + i] = column
+    return Prediction(table, words, places, begins, end, gguf + int(padded.sum()), n_ff)
+
+
+def predict_in(
+    source: Source, schema: Schema, shape: Shape, n_layer: int, *, position: int, gguf: int, n_ff: int
+) -> Prediction | None:
+    """Predict records of `source`, a file of `n_layer` layers, as `predict` does; None where it cannot have them.
+
+    Where `n_ff` is 0 it is not known yet, and read from its place.
+    """
+    if not n_ff and (place := place_of_n_ff(schema, shape, position)) is not None:
+        n_ff = int.from_bytes(read_at(source, place, 4), "little")
+        if not n_ff:
+            return None
+    # In Python's integers, so that nothing that follows can be too large for an int64.
+    if smallest_size(n_layer, shape.ranks_by_name, {**shape.dims, "n_ff": n_ff or 1}) > source.size:
+        return None
+    return predict(schema, shape, position=position, gguf=gguf, n_ff=n_ff)
+
+
+def prove(source: Source, prediction: Prediction) -> int:
+    """Return how many records of `prediction`, from the first on, were found in `source` as they are predicted."""
+    n = len(prediction.table)
+    if prediction.position > source.size:
+        return 0
+    if source.memory is not None and (words := _words(source.memory)).flags.aligned:
+        return n if np.array_equal(words.take(prediction.places), prediction.words) else 0
+    records = prediction.table["record"]
+    stops = 4 * prediction.places[prediction.begins[1:] - 1] + 4
+    first = 0
+    while first < n:
+        start, window = source.window(int(records[first]))
+        last = int(np.searchsorted(stops, start + len(window), "right"))
+        if last <= first:
+            break
+        some = slice(prediction.begins[first], prediction.begins[last])
+        found = _words(window).take(prediction.places[some] - start // 4)
+        if not np.array_equal(found, prediction.words[some]):
+            break
+        first = last
+    return first
+
+
+def _words(window: memoryview) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(window, "<u4", len(window) // 4)
