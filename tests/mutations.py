@@ -168,5 +168,5 @@ def examine(data: bytes, *, traced: bool = False) -> None:
     said = verdict(data, "numba", traced=traced)
     assert said == verdict(data, "python", traced=traced)
     if data.startswith(b"lcgg"):
-        with mock.patch.object(ggcl, "prove", return_value=0):  # so that the sweep is interpreted
+        with mock.patch.object(ggcl, "prove", return_value=False):  # so that the sweep is interpreted
             assert said == verdict(data, "python", traced=traced)

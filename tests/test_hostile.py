@@ -20,7 +20,7 @@ from ggcl_fast.storage import sources
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import reference
-from .hostile import ADAM, HOSTILE, LBFGS, ODD, Hostile, places, put, with_name
+from .hostile import ADAM, HOSTILE, LBFGS, ODD, Hostile, places, put, with_header, with_name
 from .mutations import BASES, ENGINES, GUARDED, ONES, examine, mutate, verdict, within_bounds
 
 BAD = pytest.mark.parametrize("bad", HOSTILE.values(), ids=HOSTILE)
@@ -215,6 +215,31 @@ def test_claimed_layers_cost_nothing(engine: Engine) -> None:
     compiled()
     with pytest.raises(CheckpointError, match=r"tensor 6 .*n_dims"), within_bounds(len(data) // 4, traced=True):
         open_checkpoint(claimed, engine=engine)
+
+
+LARGE = 64 * 10**9
+HEAD = struct.pack("<4sI2Q", b"GGUF", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
+SPARSE = {
+    "layers": (with_header("n_layer", LARGE // 8000)[:92], r"tensor 0 .*: n_dims"),
+    "a rank": (with_header("wq", 1 << 26)[:92], r"tensor 0 .*: n_dims"),
+    "tensors": (struct.pack("<4sI2Q", b"GGUF", 3, 10**9, 0), r"tensor 0 .*: n_dims"),
+    "keys": (struct.pack("<4sI2Q", b"GGUF", 3, 0, 10**9), r"n_kv at .* at most 16384"),
+    "a string": (HEAD + struct.pack("<IQ", 8, LARGE - 60), r"training\.type: .* found none"),
+    "an array": (HEAD + struct.pack("<2IQ", 9, 4, LARGE // 4 - 30), r"training\.type: .* found none"),
+    "strings": (HEAD + struct.pack("<2IQ", 9, 8, LARGE // 8 - 30), r"k at .* at most 16777216 strings"),
+    "records": (struct.pack("<4I", 0x67676C61, 1, 4, 4), r"record 0 n_dims at .* found 0"),
+}
+
+
+@pytest.mark.parametrize(("start", "message"), SPARSE.values(), ids=SPARSE)
+def test_a_size_is_no_proof(start: bytes, message: str, tmp_path: Path) -> None:
+    """A sparse file of some kilobytes has any size, and so has what a server claims."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(LARGE)
+    with within_bounds(0, traced=True), pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path, engine="python")
 
 
 def test_real_layers_cost_in_proportion() -> None:

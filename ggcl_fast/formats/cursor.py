@@ -15,12 +15,14 @@ from typing import Final
 from ..errors import CheckpointError, TruncatedError, printable
 from ..storage.sources import Source, read_at
 
-__all__ = ["LONGEST_NAME", "U32", "U64", "Cursor"]
+__all__ = ["LONGEST_NAME", "MOST_STRINGS", "U32", "U64", "Cursor"]
 
 U32: Final = struct.Struct("<I")
 U64: Final = struct.Struct("<Q")
 LONGEST_NAME: Final = (1 << 16) - 1
 """Bytes of the name of a key, by GGUF's specification; nobody needs more for a tensor either."""
+MOST_STRINGS: Final = 1 << 24
+"""Elements of all arrays of strings of a file: real vocabularies have some 100,000, and sparse files have any size."""
 
 _WINDOW: Final = 1 << 20  # bytes read at a time
 
@@ -32,6 +34,7 @@ class Cursor:
         self.source = source
         self.position = 0
         self._start = 0
+        self._n_strings = 0
         self._window = memoryview(b"") if source.memory is None else source.memory
 
     def _load(self, nbytes: int) -> int:
@@ -56,14 +59,14 @@ class Cursor:
         self.position += code.size
         return code.unpack_from(self._window, at)
 
-    def text(self, field: str, longest: int | None = None) -> memoryview:
-        """Read a string of at most `longest` bytes; the view is good until the next read."""
+    def length(self, field: str) -> int:
+        """Read the length of a string, which is all there."""
         (nbytes,) = self.unpack(U64, field)
-        if longest is not None and nbytes > longest:
-            raise CheckpointError(
-                source=self.source.name, field=field, offset=self.position - U64.size,
-                expected=f"at most {longest} bytes", found=nbytes,
-            )  # fmt: skip
+        self._need(nbytes, field)
+        return nbytes
+
+    def bytes(self, nbytes: int, field: str) -> memoryview:
+        """Read some bytes; the view is good until the next read."""
         self._need(nbytes, field)
         at = self._load(nbytes)
         self.position += nbytes
@@ -71,7 +74,13 @@ class Cursor:
 
     def name(self, field: str) -> str:
         """Read a string that names something."""
-        name = bytes(self.text(field, LONGEST_NAME))
+        at = self.position
+        (nbytes,) = self.unpack(U64, field)
+        if nbytes > LONGEST_NAME:
+            raise CheckpointError(
+                source=self.source.name, field=field, offset=at, expected=f"at most {LONGEST_NAME} bytes", found=nbytes
+            )
+        name = bytes(self.bytes(nbytes, field))
         try:
             return name.decode()
         except UnicodeDecodeError:
@@ -86,8 +95,14 @@ class Cursor:
         self.position += count * nbytes
 
     def skip_strings(self, count: int, field: str) -> None:
-        """Step over `count` strings, 0.1 us each."""
+        """Step over `count` strings, 0.1 us each; there are at most `MOST_STRINGS` in a file."""
         self._need(8 * count, field)
+        self._n_strings += count
+        if self._n_strings > MOST_STRINGS:
+            raise CheckpointError(
+                source=self.source.name, field=field, offset=self.position - U64.size,
+                expected=f"at most {MOST_STRINGS} strings in all", found=self._n_strings,
+            )  # fmt: skip
         unpack = U64.unpack_from
         while count:
             self._need(8, field)

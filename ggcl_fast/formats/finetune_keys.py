@@ -92,13 +92,13 @@ STATE: Final = {
 """Keys of each optimizer's own fields."""
 
 KNOWN: Final = {
-    ARCHITECTURE.name, _KEYS.General.ALIGNMENT,
-    *(
+    name: frozenset(
         key.name
         for key in (
-            FILE_VERSION, TRAINING_TYPE, *TRAINING.values(), *MODEL.values(), *RANKS.values(), OPTIMIZER_FILE_VERSION,
-            *OPTIMIZER.values(), OPTIMIZER_TYPE, *(key for fields in STATE.values() for key in fields.values()),
+            ARCHITECTURE, FILE_VERSION, TRAINING_TYPE, *TRAINING.values(), *MODEL.values(), *RANKS.values(),
+            OPTIMIZER_FILE_VERSION, *OPTIMIZER.values(), OPTIMIZER_TYPE, *state.values(),
         )
-    ),
+    ) | {_KEYS.General.ALIGNMENT}
+    for name, state in STATE.items()
 }  # fmt: skip
-"""Names of all keys of version 0 but `CONSTANT`."""
+"""Names of all keys of version 0 but `CONSTANT`, by optimizer; and of the alignment, which is the file's own affair."""

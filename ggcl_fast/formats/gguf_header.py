@@ -52,7 +52,7 @@ class Field(NamedTuple):
     element: gguf.GGUFValueType | None = None
     """Type of the elements of an array."""
     length: int = 0
-    """Number of elements of an array."""
+    """Number of elements of an array, or of bytes of a string."""
 
 
 class GGUFHeader(NamedTuple):
@@ -61,7 +61,8 @@ class GGUFHeader(NamedTuple):
     version: int
     """2 or 3."""
     keys: dict[str, Value]
-    """Scalars and strings by key, in the order of the file.  What is no UTF-8 stands as U+FFFD."""
+    """Scalars and strings by key, in the order of the file.  What is no UTF-8 stands as U+FFFD; strings of more than
+    64 KiB are stepped over, as arrays are."""
     fields: dict[str, Field]
     """Every key, arrays too, in the order of the file."""
     keys_span: tuple[int, int]
@@ -103,6 +104,7 @@ _VALUE_TYPES: Final = {int(t): t for t in (*_SCALARS, _T.STRING, _T.ARRAY)}
 
 _ROWS: Final = 4096  # of the table, made into objects together
 _MOST_KEYS: Final = 1 << 14  # real files have some dozens; a key takes more memory here than in the file
+_LONGEST_KEPT: Final = 1 << 16  # bytes of a value that is text: a sparse file claims gigabytes
 _SMALLEST_KEY: Final = 8 + 4 + 1
 _SMALLEST_INFO: Final = 8 + 4 + 8 + 4 + 8
 _ALIGNMENT_KEY: Final = gguf.Keys.General.ALIGNMENT
@@ -182,7 +184,11 @@ def _read_keys(cursor: Cursor, n_kv: int) -> tuple[dict[str, Value], dict[str, F
         if value_type == _T.ARRAY:
             element, length = _skip_array(cursor, shown)
         elif value_type == _T.STRING:
-            keys[key] = str(cursor.text(shown), "utf-8", "replace")
+            length = cursor.length(shown)
+            if length <= _LONGEST_KEPT:
+                keys[key] = str(cursor.bytes(length, shown), "utf-8", "replace")
+            else:
+                cursor.skip(length, 1, shown)
         else:
             keys[key] = cursor.unpack(_SCALARS[value_type], shown)[0]
         fields[key] = Field(value_type, start, value, cursor.position, element, length)

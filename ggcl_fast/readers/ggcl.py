@@ -7,6 +7,7 @@ reads that record once more, slowly, and says what is wrong, so that every such 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Final, NoReturn
 
@@ -48,43 +49,40 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     check_engine(engine)
     chosen = pick_engine(engine, n_lora) if engine == "numba" else None
 
-    # Rows for the optimizer's tensors at the end; how many of them there are shows below.
-    table = np.zeros(n_lora + max(map(len, OPTIMIZER_TENSORS.values())), TENSOR)
+    tables: list[npt.NDArray[np.void]] = []  # piece by piece: a file that lies is found out before the next one
     names: list[str] = []
     renamed: list[str] = []  # what the first one ought to be called
     position, gguf, n_ff = HEADER.itemsize, 0, 0
     for lora in schemas(header["n_layer"]):
-        first = len(names)
-        names += lora.names
-        rows = table[first : len(names)]
         prediction = predict_in(source, lora, shape, header["n_layer"], position=position, gguf=gguf, n_ff=n_ff)
         if prediction is not None and source.far:
             source.prefetch([*prediction.table["record"].tolist(), prediction.position])
-        if prediction is not None and engine != "numba":
-            proven = prove(source, prediction)
-            _rows(rows)[:proven] = _rows(prediction.table)[:proven]
-            if proven == len(rows):
-                position, gguf, n_ff = prediction.position, prediction.gguf, prediction.n_ff
-                continue
-        chosen = chosen or pick_engine(engine, n_lora - first)
-        expected = shape.expected(lora)
-        index, position, gguf, n_ff = walk(
-            source, expected, lora.name_words, rows, position=position, gguf=gguf, n_ff=n_ff, engine=chosen
-        )
-        if index < len(rows):
-            _explain(source, first + index, lora.names[index], expected[index], position, n_ff)
-        renamed = renamed or [lora.source_name(int(row)) for row in np.flatnonzero(rows["renamed"])[:1]]
+        if prediction is not None and engine != "numba" and prove(source, prediction):
+            tables.append(prediction.table)
+            position, gguf, n_ff = prediction.position, prediction.gguf, prediction.n_ff
+        else:
+            chosen = chosen or pick_engine(engine, n_lora - len(names))
+            expected = shape.expected(lora)
+            tables.append(table := np.zeros(len(expected), TENSOR))
+            index, position, gguf, n_ff = walk(
+                source, expected, lora.name_words, table, position=position, gguf=gguf, n_ff=n_ff, engine=chosen
+            )
+            if index < len(expected):
+                _explain(source, len(names) + index, lora.names[index], expected[index], position, n_ff)
+            renamed = renamed or [lora.source_name(int(row)) for row in np.flatnonzero(table["renamed"])[:1]]
+        names += lora.names
 
-    n_elements = int(table["nbytes"][:n_lora].sum()) // 4
+    n_elements = sum(int(table["nbytes"].sum()) for table in tables) // 4
     fixed = _optimizer_header(source, position, n_elements)
     name = _which_optimizer(source, position, fixed)
     tensors = OPTIMIZER_TENSORS[name]
     expected = _optimizer_records(name, fixed)
+    state = np.zeros(len(tensors), TENSOR)
     index, position, _, _ = walk(
         source,
         expected,
         _NO_NAMES,
-        table[n_lora:],
+        state,
         position=position + OPTIMIZER.itemsize,
         gguf=gguf,
         engine=chosen or "python",
@@ -93,10 +91,10 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     if index < len(tensors):
         _explain(source, n_lora + index, optimizer_names[index], expected[index], position, 0)
 
-    present = [n_lora + i for i in range(len(tensors)) if expected[i, 0]]
-    rows = _rows(table)
-    rows[n_lora : n_lora + len(present)] = rows[present]
-    names += (optimizer_names[row - n_lora] for row in present)
+    present = expected[:, 0] > 0
+    names += itertools.compress(optimizer_names, present)
+    # As plain bytes: numpy copies structured rows field by field.
+    table = np.concatenate([_rows(one) for one in (*tables, state[present])]).view(TENSOR)
     warnings = (_renamed_warning(source, renamed[0], table[:n_lora]),) if renamed else ()
     return Checkpoint(
         source,
@@ -109,7 +107,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
         _optimizer(source, name, fixed, position),
         tuple(names),
-        table[: len(names)],
+        table,
         warnings,
     )
 

@@ -66,7 +66,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
         placed,
         _warnings(source, placed),
         format="gguf",
-        extra=_extra(header, version),
+        extra=_extra(header, version, optimizer.name),
     )
 
 
@@ -87,6 +87,8 @@ class _Keys:
             )
         if field.type != key.type:
             self.refuse(key, expected, field.type.name.lower())
+        if key.name not in self.header.keys:
+            self.refuse(key, "a shorter string", f"{field.length} bytes")
         return self.header.keys[key.name]
 
     def positive(self, key: Key) -> int:
@@ -199,13 +201,13 @@ def _grouped(keys: _Keys, model: dict[str, int]) -> tuple[int, int]:
     return n_head_kv, n_embd // n_head * n_head_kv
 
 
-def _extra(header: GGUFHeader, version: int) -> dict[str, Value]:
-    """Return the keys that version 0 has no place for; of arrays, what they are."""
-    constant = {key.name: value for key, value in finetune.CONSTANT.items()}
+def _extra(header: GGUFHeader, version: int, optimizer: str) -> dict[str, Value]:
+    """Return the keys that version 0 has no place for, or has with another type or value; of arrays, what they are."""
+    constant = {key.name: (key.type, value) for key, value in finetune.CONSTANT.items()}
     extra: dict[str, Value] = {finetune.FILE_VERSION.name: version} if version else {}
     for name, field in header.fields.items():
-        value = header.keys.get(name, f"array of {field.length}")
-        if name not in finetune.KNOWN and (name not in constant or value != constant[name]):
+        value = header.keys.get(name, f"{field.type.name.lower()} of {field.length}")
+        if name not in finetune.KNOWN[optimizer] and (field.type, value) != constant.get(name):
             extra[name] = value
     return extra
 

@@ -129,6 +129,10 @@ def predict(schema: Schema, shape: Shape, *, position: int, gguf: int, n_ff: int
     return Prediction(table, words, places, begins, end, gguf + int(padded.sum()), n_ff)
 
 
+def _words(window: memoryview) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(window, "<u4", len(window) // 4)
+
+
 def predict_in(
     source: Source, schema: Schema, shape: Shape, n_layer: int, *, position: int, gguf: int, n_ff: int
 ) -> Prediction | None:
@@ -146,28 +150,21 @@ def predict_in(
     return predict(schema, shape, position=position, gguf=gguf, n_ff=n_ff)
 
 
-def prove(source: Source, prediction: Prediction) -> int:
-    """Return how many records of `prediction`, from the first on, were found in `source` as they are predicted."""
-    n = len(prediction.table)
+def prove(source: Source, prediction: Prediction) -> bool:
+    """Tell whether all records of `prediction` were found in `source` as they are predicted."""
     if prediction.position > source.size:
-        return 0
+        return False
     if source.memory is not None and (words := _words(source.memory)).flags.aligned:
-        return n if np.array_equal(words.take(prediction.places), prediction.words) else 0
+        return np.array_equal(words.take(prediction.places), prediction.words)
     records = prediction.table["record"]
     stops = 4 * prediction.places[prediction.begins[1:] - 1] + 4
     first = 0
-    while first < n:
+    while first < len(records):
         start, window = source.window(int(records[first]))
         last = int(np.searchsorted(stops, start + len(window), "right"))
-        if last <= first:
-            break
         some = slice(prediction.begins[first], prediction.begins[last])
         found = _words(window).take(prediction.places[some] - start // 4)
-        if not np.array_equal(found, prediction.words[some]):
-            break
+        if last <= first or not np.array_equal(found, prediction.words[some]):
+            return False
         first = last
-    return first
-
-
-def _words(window: memoryview) -> npt.NDArray[np.uint32]:
-    return np.frombuffer(window, "<u4", len(window) // 4)
+    return True

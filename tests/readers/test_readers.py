@@ -28,9 +28,11 @@ from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 from .. import reference
 from ..gguf_parts import (
     ARRAY,
+    BOOL,
     F32,
     STRING,
     U32,
+    U64,
     Parts,
     converted,
     edited,
@@ -324,7 +326,8 @@ def test_what_version_0_has_no_place_for_is_not_written(
 @pytest.mark.parametrize(
     ("key", "kind", "value"),
     [("llama.rope.freq_base", F32, 10000.0), ("llama.attention.layer_norm_rms_epsilon", F32, 5e-6),
-     ("general.file_type", U32, 1), ("general.name", STRING, "x")],
+     ("general.file_type", U32, 1), ("general.name", STRING, "x"), ("general.file_type", U64, 0),
+     ("general.file_type", BOOL, False), ("optimizer.lbfgs.line_search_step", F32, 0.5)],
 )  # fmt: skip
 def test_nothing_that_a_file_says_is_left_out(key: str, kind: int, value: object) -> None:
     with pytest.raises(CheckpointError, match=f"no place for {key} "):
