@@ -12,13 +12,14 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol, cast
 
 import numpy as np
 
 from ..errors import CheckpointError, SourceChangedError
 from .identity import inode
+from .system import is_written_elsewhere
 from .urls import StrPath
 
 __all__ = ["SMALL", "WINDOW", "Buffer", "Source", "SourceBuffer", "SourceFile", "read_at"]
@@ -28,6 +29,7 @@ SMALL: Final = 4 << 20
 """Files up to this many bytes are read once, whole, when they are opened."""
 WINDOW: Final = 4096
 """Bytes that a window has at least; any record's fixed part, dims and expected name fit in a fraction of it."""
+_DIGESTED: Final = 1 << 20  # bytes at a time
 
 
 class Source(Protocol):
@@ -130,6 +132,15 @@ class SourceBuffer:
         self.memory, self.closed = None, True
 
 
+def _digest(blocks: Iterable[memoryview]) -> bytes:
+    import hashlib
+
+    digest = hashlib.blake2b()
+    for block in blocks:
+        digest.update(block)
+    return digest.digest()
+
+
 def _pread_into(fd: int, buffer: memoryview, offset: int) -> int:
     """Read from where it is said, so that threads and forks share `fd`; return how many bytes came."""
     if hasattr(os, "preadv"):
@@ -182,6 +193,10 @@ class SourceFile:
             whole = memoryview(bytearray(self.size))
             self.read_into(0, whole)
             self.memory = whole.toreadonly()
+        # Pages that a map has written to already change without a trace: the bytes themselves must tell.
+        self._digest: bytes | None = None
+        if is_written_elsewhere(descriptor.fd):
+            self._digest = _digest(self._blocks() if self.memory is None else [self.memory])
 
     @property
     def closed(self) -> bool:
@@ -220,6 +235,13 @@ class SourceFile:
                     raise self._changed(f"it had {self.size} bytes, and now ends at {offset + got}")
                 got += n
 
+    def _blocks(self) -> Iterator[memoryview]:
+        """Read the whole file anew."""
+        for offset in range(0, self.size, _DIGESTED):
+            block = memoryview(bytearray(min(_DIGESTED, self.size - offset)))
+            self.read_into(offset, block)
+            yield block
+
     def map(self) -> memoryview:
         """Return the bytes of a small file, or a map of a large one.
 
@@ -237,7 +259,7 @@ class SourceFile:
         """Do nothing: the system reads ahead."""
 
     def check_unchanged(self) -> None:
-        """Compare size and times of change with those at the start."""
+        """Compare size and times of change with those at the start; all bytes, where somebody had it open to write."""
         before = self._status
         with self._open() as fd:
             now = os.fstat(fd)
@@ -247,6 +269,8 @@ class SourceFile:
             raise self._changed("it was written to")
         if now.st_ctime_ns != before.st_ctime_ns and not self._was_moved(now):
             raise self._changed("it was written to, or its times were set")
+        if self._digest is not None and self._digest != _digest(self._blocks()):
+            raise self._changed("it was written to through a map, or within a moment")
 
     def _was_moved(self, now: os.stat_result) -> bool:
         """Tell whether names, owner or mode of the file are others: that sets st_ctime too, and no byte is another."""

@@ -2,7 +2,7 @@
 
 On Linux: renameat2 (man 2 renameat2), by which a name is taken only where nothing has it, or two names change places
 in one step; and fallocate (man 2 fallocate) as the kernel has it: posix_fallocate writes to every block of a file
-where the file system cannot reserve.  Elsewhere nothing of these is there.  Locks are flock's, on every system.
+where the file system cannot reserve; and leases (man 2 fcntl).  Elsewhere nothing of these is there.  Locks are flock's, on every system.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import errno
 import fcntl
 import functools
 import os
+import signal
 import sys
 from typing import Any, Final
 
-__all__ = ["exchange", "is_linked", "lock", "rename_to_free_name", "reserve"]
+__all__ = ["exchange", "is_linked", "is_written_elsewhere", "lock", "rename_to_free_name", "reserve"]
 
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
@@ -84,3 +85,20 @@ def is_linked(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def is_written_elsewhere(fd: int) -> bool:
+    """Tell whether somebody has this file, which `fd` reads, open for writing or mapped; False where nothing tells.
+
+    Linux gives a lease for reading only where nobody has.  It is given back at once; whoever comes in between waits as
+    long, and the signal that tells of it is one that nobody listens to.  A network file system may say yes always.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:  # the file system has no leases, or it is another user's file
+        return error.errno == errno.EAGAIN
+    return False
