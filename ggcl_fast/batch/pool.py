@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Final
 
@@ -17,7 +17,7 @@ from ..storage.urls import StrPath, located
 from ..targets.options import Options
 from .jobs import Job, JobResult, convert_one
 
-__all__ = ["Pool", "Work", "n_cpus", "process_pool"]
+__all__ = ["Pool", "Work", "is_lost", "n_cpus", "process_pool"]
 
 _CLOCK: Final = 0.02  # seconds by which a file system's clock may be behind
 _GRACE: Final = 1.0  # seconds for a worker to undo what it has begun
@@ -77,6 +77,11 @@ def n_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def is_lost(executor: Executor | None) -> bool:
+    """Tell whether nothing more can come from `executor`: Dask's has a client, and forgets futures when that closes."""
+    return getattr(getattr(executor, "_client", None), "status", "") == "closed"
 
 
 class Pool(ProcessPoolExecutor):

@@ -16,7 +16,7 @@ from ..storage.urls import StrPath
 from ..targets import names
 from ..targets.options import Options
 from .jobs import Job, JobResult
-from .pool import Pool, Work, n_cpus, process_pool
+from .pool import Pool, Work, is_lost, n_cpus, process_pool
 
 __all__ = ["CHUNK", "convert_many"]
 
@@ -24,7 +24,8 @@ CHUNK: Final = 8
 """Jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB."""
 
 _ALONE: Final = 2  # times that a job was lost with others, before it is done alone
-_LOOK: Final = 0.1  # seconds between two looks at whether to stop
+_LOST: Final = "the executor gave up what it had to do: the way to it may be lost"
+_LOOK: Final = 0.1  # seconds between two looks at whether to stop, or whether an executor is lost
 
 
 def convert_many(
@@ -80,12 +81,15 @@ def convert_many(
     JobResult
         For every job exactly one, until `stop` is set.  Where a process of a pool made here died, a new pool does again
         what was lost, and a job that brings it down by itself has failed with a `concurrent.futures.BrokenExecutor`.
-        Where an `executor` broke, all jobs that it had have.
+        Where an `executor` broke and says so, all jobs that it had have.
 
     Raises
     ------
     TypeError
         `options` has what `convert` does not take.
+    BrokenExecutor
+        An `executor` that spans machines is lost: it gave up by itself what it had to do, or takes no more.  Jobs
+        without a result may have been done.
     ValueError
         `on_error` is neither, or `options` do not fit together: see `convert`.
     """
@@ -172,7 +176,10 @@ def _elsewhere(
                 if jobs.stopped or not flight.lost:
                     return
                 continue
-            done, _ = wait(flight.pending, _LOOK if jobs.stop is not None else None, FIRST_COMPLETED)
+            looks = jobs.stop is not None or executor is not None
+            done, _ = wait(flight.pending, _LOOK if looks else None, FIRST_COMPLETED)
+            if not done and is_lost(executor):
+                raise BrokenExecutor(_LOST)
             for future in done:
                 yield from flight.land(future)
     finally:
@@ -192,6 +199,7 @@ class _Flight:
         self._again = work.again(time.time())
         self._executor = self._pool = executor
         self._workers = workers or n_cpus()
+        self._is_ending = False
         self.lost: list[tuple[Job, int]] = []
         self.pending: dict[Future[list[JobResult]], tuple[list[Job], int, Executor]] = {}
 
@@ -208,6 +216,8 @@ class _Flight:
             future = pool.submit(self._again if times_lost else self._work, jobs)
         except BrokenExecutor as error:
             yield from self._lose(jobs, times_lost, pool, error)
+        except (RuntimeError, OSError) as error:
+            raise BrokenExecutor(f"the executor takes no more work: {error}") from error
         else:
             self.pending[future] = jobs, times_lost, pool
 
@@ -215,6 +225,8 @@ class _Flight:
         """Yield what became of jobs whose future is done."""
         jobs, times_lost, pool = self.pending.pop(future)
         if future.cancelled():
+            if not self._is_ending:  # nor was it us
+                raise BrokenExecutor(_LOST)
             return
         problem = future.exception()
         if isinstance(problem, BrokenExecutor):
@@ -246,6 +258,7 @@ class _Flight:
 
     def stop(self) -> None:
         """Let what is in work be finished, and nothing else begin."""
+        self._is_ending = True
         for future in self.pending:
             future.cancel()
         if isinstance(self._pool, Pool) and self._executor is None:
@@ -253,6 +266,7 @@ class _Flight:
 
     def end(self) -> None:
         """Leave nothing behind."""
+        self._is_ending = True
         for future in self.pending:
             future.cancel()
         if isinstance(self._pool, Pool) and self._executor is None:

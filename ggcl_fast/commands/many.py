@@ -65,13 +65,17 @@ class Task(NamedTuple):
         return sum(self.sizes)
 
 
+class _LostError(OSError):
+    """What was to do the work is gone."""
+
+
 def run_jobs(task: Task, args: Namespace, signals: Signals) -> int:
     """Do what is to be done with the arguments of `convert`, show it, and return the exit status."""
     begin = time.perf_counter()
     counts: Counter[str] = Counter()
     if task.alone and args.verbose:
         _describe(task.jobs[0].source, task.options)
-    stopped = None
+    stopped, is_lost = None, 0
     signals.stop = None if task.alone else threading.Event()
     try:
         with _display(task, args) as display:
@@ -82,12 +86,14 @@ def run_jobs(task: Task, args: Namespace, signals: Signals) -> int:
                     signals.stop.set()
     except Stopped as stop:
         stopped = stop
-    if not task.alone and (signals.number or not args.quiet):
-        more = "; --skip-existing goes on from here" if signals.number else ""
+    except _LostError as error:
+        is_lost = fail(words_of(error))
+    if not task.alone and (signals.number or is_lost or not args.quiet):
+        more = "; --skip-existing goes on from here" if signals.number or is_lost else ""
         print(f"ggcl-fast: {_summary(counts, task, begin)}{more}", file=sys.stderr)
     if stopped is not None:
         raise stopped
-    return 1 if counts["failed"] else 0
+    return 1 if counts["failed"] or is_lost else 0
 
 
 def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -> Iterator[JobResult]:
@@ -96,6 +102,8 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
         options = dataclasses.replace(task.options, progress=display.progress)
         yield convert_one(task.jobs[0], options, skip_existing=args.skip_existing)
         return
+    from concurrent.futures import BrokenExecutor
+
     from ..batch.pool import n_cpus
     from ..batch.stream import CHUNK, convert_many
 
@@ -109,10 +117,13 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
     with _executor(args) as (executor, n_workers):
         n_workers = n_workers or max(1, min(args.jobs or n_cpus(), len(jobs)))
         given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-        yield from convert_many(
-            jobs, executor=executor, workers=n_workers, chunk=_chunk(task, n_workers), window=16 * CHUNK * n_workers,
-            skip_existing=args.skip_existing, stop=signals.stop, **given,
-        )  # fmt: skip
+        try:
+            yield from convert_many(
+                jobs, executor=executor, workers=n_workers, chunk=_chunk(task, n_workers),
+                window=16 * CHUNK * n_workers, skip_existing=args.skip_existing, stop=signals.stop, **given,
+            )  # fmt: skip
+        except BrokenExecutor as error:
+            raise _LostError(0, str(error), args.dask) from error
 
 
 def _sift(jobs: list[Job], args: Namespace) -> tuple[list[Job], list[JobResult]]:
@@ -155,8 +166,14 @@ def _executor(args: Namespace) -> Iterator[tuple[Executor | None, int]]:
         from distributed import Client
     except ImportError:
         raise OSError(0, "needs Dask: pip install 'ggcl_fast[dask]'", "--dask") from None
-    with Client(args.dask, set_as_default=False) as client:  # type: ignore[no-untyped-call]
-        yield client.get_executor(pure=False, retries=3), max(1, len(client.scheduler_info()["workers"]))
+    import logging
+
+    logging.disable()  # a lost scheduler is told in words of our own, and not in six tracebacks of three libraries
+    try:
+        with Client(args.dask, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+            yield client.get_executor(pure=False, retries=3), max(1, len(client.scheduler_info()["workers"]))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What the system offers beyond Python's ``os``; whoever asks knows from the answer where it does not.
 
 On Linux: renameat2 (man 2 renameat2), by which a name is taken only where nothing has it, or two names change places
-in one step; and fallocate (man 2 fallocate) as the kernel has it: posix_fallocate writes to every block of a file
-where the file system cannot reserve; and leases (man 2 fcntl).  Elsewhere nothing of these is there.  Locks are flock's, on every system.
+in one step; fallocate (man 2 fallocate) as the kernel has it: posix_fallocate writes to every block of a file where
+the file system cannot reserve; and leases (man 2 fcntl).  Elsewhere nothing of these is there.  Locks are flock's, on
+every system.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def _free_port() -> int:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
-    """The address of a scheduler, and its two workers."""
+    """The address of a scheduler, and its two workers; the scheduler is behind them."""
     address = f"tcp://127.0.0.1:{_free_port()}"
     dask = [sys.executable, "-m", "dask"]
     log = (tmp_path / "cluster.log").open("wb")
@@ -54,7 +55,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list["subprocess.Popen[bytes]
     try:
         with distributed.Client(address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
-        yield address, workers
+        yield address, [*workers, scheduler]
     finally:
         for process in (*workers, scheduler):
             process.kill()
@@ -137,3 +138,36 @@ def test_no_such_cluster_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("ggcl-fast: error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_lost_scheduler_is_one_line_and_a_summary(
+    cluster: tuple[str, list["subprocess.Popen[bytes]"]], folder: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    address, processes = cluster
+    command = [sys.executable, "-m", "ggcl_fast", "--dask", address, str(folder), "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob("out/1*.gguf")):
+            time.sleep(0.01)
+        processes[-1].kill()
+        _, complained = process.communicate(timeout=120)
+    assert process.returncode == 1, complained
+    lost, summary = [line for line in complained.splitlines() if ".ggcl: " not in line]
+    assert lost.startswith(f"ggcl-fast: error: {address}: the executor ")
+    assert summary.endswith("; --skip-existing goes on from here")
+    rest = [sys.executable, "-m", "ggcl_fast", str(folder), "out", "--skip-existing"]
+    done = subprocess.run(rest, cwd=tmp_path, capture_output=True, text=True)
+    assert f"{len(BAD)} failed" in done.stderr
+    assert {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".gguf")} == expected
+
+
+def test_a_lost_scheduler_is_an_error_of_the_library(
+    cluster: tuple[str, list["subprocess.Popen[bytes]"]], folder: Path, tmp_path: Path
+) -> None:
+    address, processes = cluster
+    jobs = [Job(str(folder / f"{i}.ggcl"), str(tmp_path / f"{i}.gguf")) for i in range(N_FILES)]
+    with distributed.Client(address, set_as_default=False) as client:
+        results = convert_many(jobs, executor=client.get_executor(pure=False), force=True, window=8, chunk=1)
+        next(results)
+        processes[-1].kill()
+        with pytest.raises(BrokenExecutor, match="executor"):
+            list(results)
