@@ -196,7 +196,10 @@ class OutputFolder(Place):
 
     def _make(self) -> None:
         os.mkdir(self._part)
-        self._fd = os.open(self._part, self.flags)
+        try:
+            self._fd = os.open(self._part, self.flags)
+        except FileNotFoundError:  # a rival took it for a leftover before it could be locked
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._part) from None
 
     def _remove(self, path: str) -> None:
         shutil.rmtree(path)

@@ -20,6 +20,7 @@ from .urls import StrPath, is_url, located, public_name
 __all__ = ["Claims", "Identified", "identities", "inode"]
 
 _INODE: Final = ("inode",)
+_LOOKS: Final = 3  # where two names seem to be one file: inodes are given out anew when a rival replaces what is there
 _ALIASES: Final = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "adl": "abfs", "az": "abfs"}
 
 
@@ -83,6 +84,22 @@ class Claims:
             One of `outputs` is one of `inputs` or another output, of this job or of one before it; or one of `inputs`
             is an output of a job before it.
         """
+        inputs, outputs = list(inputs), list(outputs)
+        for left in reversed(range(_LOOKS)):
+            try:
+                read, written = self._keys(inputs, outputs)
+                break
+            except shutil.SameFileError:
+                if not left:
+                    raise
+        # Inodes tell two names of a job apart here and now; for the whole run paths do, which last.
+        self._read.update(hash(key) for key in read if key[:1] != _INODE)
+        self._written.update(hash(key) for key in written if key[:1] != _INODE)
+
+    def _keys(
+        self, inputs: Iterable[StrPath | Identified], outputs: Iterable[StrPath]
+    ) -> tuple[set[tuple[object, ...]], set[tuple[object, ...]]]:
+        """Return what is read and what is written; raises as `add` does."""
         read, written = set[tuple[object, ...]](), set[tuple[object, ...]]()
         for one in inputs:
             read |= self._checked(one, (self._written, "The source is what another job of this run writes"))
@@ -94,9 +111,7 @@ class Claims:
                 (written, "Two outputs are the same file"),
                 (self._written, "The target is what another job of this run writes"),
             )
-        # Inodes tell two names of a job apart here and now; for the whole run paths do, which last.
-        self._read.update(hash(key) for key in read if key[:1] != _INODE)
-        self._written.update(hash(key) for key in written if key[:1] != _INODE)
+        return read, written
 
     def _checked(
         self, one: StrPath | Identified, *others: tuple[set[tuple[object, ...]] | set[int], str]

@@ -116,11 +116,13 @@ class Place(Part):
         if not exchanged:
             self._set_aside()
         out = self._part if exchanged else self._aside
-        if not self._is_old(out):  # a rival was faster: then it is the rival's that was replaced
-            self._old_status = os.lstat(out)
-            self._hold(out)
         try:
+            if not self._is_old(out):  # a rival was faster: then it is the rival's that was replaced
+                self._old_status = os.lstat(out)
+                self._hold(out)
             self._check_contents(out)
+        except FileNotFoundError:  # which another rival took for a leftover, before it was held
+            pass
         except OSError:
             self.give_back()
             raise
