@@ -1,8 +1,8 @@
 """What a stranger reads first: the promises of SECURITY.md, attacked.
 
 SECURITY.md names for each promise the tests that hold it, and `test_promises` holds that they exist.  Most of them
-stand beside what they test; here are those that attack the whole from outside, as somebody does who has a file, a name, a
-server or a moment in his hands:
+stand beside what they test; here are those that attack the whole from outside, as somebody does who has a file, a name,
+a server or a moment in his hands:
 
 ===================  ===========================================================
 `test_promises`      the list is true
