@@ -1,8 +1,7 @@
-"""gguf's writer, with tensor infos and tensor data written in bulk.
+"""GGUF files, written: what stands before the tensor data, all of it at once.
 
-`gguf.GGUFWriter` keeps what it knows: keys, values, states, magic and version.  Its two steps that cost time for each
-tensor are replaced by ones that take all tensors together; the bytes are the same.  `head` is for files whose tensors
-are made one after the other, or whose keys are another file's.
+Keys are packed by gguf's own writer, `gguf.GGUFWriter`; tensor infos, which cost it time for each tensor, are packed
+together.  Data is appended by whoever has it, zero-copy slices of a source or what was computed.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -18,101 +16,74 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..storage.copying import Progress, copy_tensors
 from ..storage.outputs import Writer
-from ..storage.sources import Source
 from .layout import ALIGNMENT, GGUF_HEADER, GGUF_MAGIC, GGUF_TENSOR_INFO
 
-__all__ = ["BulkGGUFWriter", "TensorInfo", "as_bytes", "head", "packed_keys", "padding", "write_padding"]
+__all__ = [
+    "KeyTemplate", "TensorInfo", "as_bytes", "beginning", "head", "packed_keys", "padding", "tensor_infos",
+    "write_padding",
+]  # fmt: skip
 
 _ZEROS: Final = bytes(1 << 20)
 _MOST_CACHED: Final = 3000  # tensors whose infos are kept for the next file, 0.5 MB; a model of 128 layers has less
+_V = gguf.GGUFValueType
+_NUMBERS: Final = {
+    _V.UINT32: np.dtype("<u4"), _V.INT32: np.dtype("<i4"), _V.FLOAT32: np.dtype("<f4"), _V.BOOL: np.dtype("?"),
+    _V.UINT64: np.dtype("<u8"),
+}  # fmt: skip
 _NE1: Final = slice(12, 20)  # what a one-dimensional tensor's info lacks of GGUF_TENSOR_INFO
 
 
-class BulkGGUFWriter(gguf.GGUFWriter):
-    """A `gguf.GGUFWriter` for tensors that stand in a source already.
-
-    Use it like its parent, in this order: ``add_*`` for keys, `add_tensors` once, `write_all`.  It opens no file:
-    everything goes to `output`, in order, without seeking.
+class KeyTemplate:
+    """Keys with values of fixed length, packed once by gguf's writer and filled in anew for each file.
 
     Parameters
     ----------
-    output
-        Where the file goes.
-    arch
-        Value of ``general.architecture``.
+    writer
+        It has the keys, and no file.
+    variable
+        Names of those that are filled in, all of them numbers or bools.
     """
 
-    def __init__(self, output: Writer, arch: str) -> None:
-        super().__init__(None, arch)
-        self._output = output
+    def __init__(self, writer: gguf.GGUFWriter, variable: Sequence[str]) -> None:
+        self._n_keys, self._packed = packed_keys(writer)
+        offsets, formats = {}, {}
+        at = 0
+        for name, value in writer.kv_data[0].items():
+            at += 8 + len(name.encode()) + 4
+            if value.type == gguf.GGUFValueType.STRING:
+                at += 8 + len(value.value.encode())
+            else:
+                offsets[name], formats[name] = at, _NUMBERS[value.type]
+                at += formats[name].itemsize
+        fields = {"names": list(variable), "formats": [formats[name] for name in variable]}
+        self._layout = np.dtype({**fields, "offsets": [offsets[name] for name in variable], "itemsize": at})  # type: ignore[call-overload]
 
-    def add_tensors(self, names: Sequence[str], table: npt.NDArray[np.void], source: Source) -> None:
-        """Add float32 tensors by reference.
+    def fill(self, values: Sequence[Any]) -> tuple[int, bytes]:
+        """Return the number of keys, and their bytes with `values` in place of the variable ones, in their order."""
+        packed = bytearray(self._packed)
+        np.frombuffer(packed, self._layout)[0] = tuple(values)
+        return self._n_keys, bytes(packed)
 
-        Parameters
-        ----------
-        names
-            GGUF names, in the order of the file.
-        table
-            Rows of `layout.TENSOR`, one a name, with one or two dims each and ``gguf_offset`` ascending without gaps.
-        source
-            What ``offset`` and ``nbytes`` of the table refer to.
 
-        Raises
-        ------
-        ValueError
-            Two tensors have the same name.
-        """
-        placeholder = gguf.gguf_writer.TensorInfo(shape=(), dtype=gguf.GGMLQuantizationType.F32, nbytes=0)
-        self.tensors = [dict.fromkeys(names, placeholder)]
-        if len(self.tensors[0]) != len(names):
-            raise ValueError("Duplicated tensor name")
-        self._names, self._table, self._source = names, table, source
+def tensor_infos(names: Sequence[str], table: npt.NDArray[np.void]) -> bytes:
+    """Return the tensor infos of float32 tensors, as they stand in a file.
 
-    def open_output_file(self, path: os.PathLike[str] | None = None) -> None:  # noqa: ARG002
-        """Collect what the parent writes in memory; keys and infos are small."""
-        self.fout = [cast(io.BufferedWriter, io.BytesIO())]
-        self.state = gguf.WriterState.EMPTY
-
-    def write_ti_data_to_file(self) -> None:
-        """Write all tensor infos at once."""
-        if self.state is not gguf.WriterState.KV_DATA:
-            raise ValueError(f"Expected output file to contain KV data, got {self.state}")
-        assert self.fout is not None
-        infos = np.zeros(len(self._names), GGUF_TENSOR_INFO)
-        infos["n_dims"] = self._table["n_dims"]
-        infos["ne"][:, 0] = self._table["ne0"]
-        infos["ne"][:, 1] = self._table["ne1"]
-        infos["dtype"] = gguf.GGMLQuantizationType.F32
-        infos["offset"] = self._table["gguf_offset"]
-        pack = _packed_infos if len(infos) <= _MOST_CACHED else _packed_infos.__wrapped__
-        self.fout[0].write(pack(tuple(self._names), infos.tobytes()))
-        self.state = gguf.WriterState.TI_DATA
-
-    def write_tensors_to_file(self, *, progress: bool | Progress = False) -> None:
-        """Write tensor infos and all tensor data; `progress` is called with bytes as they are written."""
-        self.write_ti_data_to_file()
-        assert self.fout is not None
-        head = cast(io.BytesIO, self.fout[0])
-        self.write_padding(head, head.tell())
-        copy_tensors(
-            self._source,
-            self._table["offset"],
-            self._table["nbytes"],
-            self._output,
-            alignment=ALIGNMENT,
-            head=head.getvalue(),
-            progress=progress if callable(progress) else None,
-        )
-        self.state = gguf.WriterState.WEIGHTS
-
-    def write_all(self, progress: Progress | None = None) -> None:
-        """Write the whole file: header, keys, tensor infos, tensor data."""
-        self.write_header_to_file()
-        self.write_kv_data_to_file()
-        self.write_tensors_to_file(progress=progress or False)
+    Parameters
+    ----------
+    names
+        GGUF names, in the order of the file.
+    table
+        Rows of `layout.TENSOR`, one a name, with one or two dims each and ``gguf_offset`` ascending without gaps.
+    """
+    infos = np.zeros(len(names), GGUF_TENSOR_INFO)
+    infos["n_dims"] = table["n_dims"]
+    infos["ne"][:, 0] = table["ne0"]
+    infos["ne"][:, 1] = table["ne1"]
+    infos["dtype"] = gguf.GGMLQuantizationType.F32
+    infos["offset"] = table["gguf_offset"]
+    pack = _packed_infos if len(infos) <= _MOST_CACHED else _packed_infos.__wrapped__
+    return pack(tuple(names), infos.tobytes())
 
 
 @functools.lru_cache(maxsize=4)  # the checkpoints of one training run are all of one shape
@@ -173,6 +144,11 @@ def write_padding(output: Writer, nbytes: int, alignment: int) -> None:
         left -= piece
 
 
+def beginning(infos: bytes, n_tensors: int, keys: tuple[int, bytes], version: int = gguf.GGUF_VERSION) -> bytes:
+    """Return what stands before the padding before the tensor data."""
+    return np.array((GGUF_MAGIC, version, n_tensors, keys[0]), GGUF_HEADER).tobytes() + keys[1] + infos
+
+
 def head(
     infos: Iterable[TensorInfo], n_tensors: int, keys: tuple[int, bytes], version: int, alignment: int
 ) -> tuple[bytes, int]:
@@ -191,8 +167,7 @@ def head(
     alignment
         Of the tensor data.
     """
-    packed = bytearray(np.array((GGUF_MAGIC, version, n_tensors, keys[0]), GGUF_HEADER).tobytes())
-    packed += keys[1]
+    packed = bytearray()
     offset = 0
     for info in infos:
         name = info.name.encode("utf-8", "surrogateescape")
@@ -201,7 +176,8 @@ def head(
         for number, nbytes in (len(info.dims), 4), *((dim, 8) for dim in info.dims), (info.type, 4), (offset, 8):
             packed += number.to_bytes(nbytes, "little")
         offset += _padded(info.nbytes, alignment)
-    return bytes(packed), _padded(len(packed), alignment) + offset
+    start = beginning(bytes(packed), n_tensors, keys, version)
+    return start, _padded(len(start), alignment) + offset
 
 
 def _padded(nbytes: int, alignment: int) -> int:

@@ -190,9 +190,7 @@ class SourceFile:
             raise OSError(errno.EINVAL, "Not a regular file", self.name)
         self.size = self._status.st_size
         if self.size <= SMALL:
-            whole = memoryview(bytearray(self.size))
-            self.read_into(0, whole)
-            self.memory = whole.toreadonly()
+            self.memory = self._read_whole()
         # Pages that a map has written to already change without a trace: the bytes themselves must tell.
         self._digest: bytes | None = None
         if is_written_elsewhere(descriptor.fd):
@@ -202,6 +200,16 @@ class SourceFile:
     def closed(self) -> bool:
         """Whether it was closed."""
         return self._descriptor is None
+
+    def _read_whole(self) -> memoryview:
+        """Read a small file: bytes are not made twice, as those of a bytearray are, once with zeros."""
+        with self._open() as fd:
+            data = os.pread(fd, self.size, 0)
+        if len(data) == self.size:
+            return memoryview(data)
+        whole = memoryview(bytearray(self.size))  # a short read, rare on disks
+        self.read_into(0, whole)
+        return whole.toreadonly()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[int]:

@@ -6,7 +6,7 @@ Keys and their order are those of `finetune_keys`, ``training.file_version`` 0.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -15,8 +15,9 @@ from ..checkpoint import Checkpoint, Optimizer
 from ..errors import CheckpointError
 from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
-from ..formats.gguf_writer import BulkGGUFWriter
-from ..storage.copying import Progress
+from ..formats.gguf_writer import KeyTemplate, beginning, padding, tensor_infos
+from ..formats.layout import ALIGNMENT
+from ..storage.copying import Progress, copy_tensors
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from .base_model import BaseModel
@@ -27,15 +28,7 @@ __all__ = ["add_keys", "plan", "write"]
 
 
 def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:  # noqa: ARG001
-    """Plan the GGUF finetune checkpoint: one file."""
-    _optimizer(checkpoint)
-    last = checkpoint.table[-1]
-    nbytes = int(last["gguf_offset"]) + int(last["nbytes"])  # the keys, some kilobytes, come before
-    return Plan((File(functools.partial(write, checkpoint), nbytes),), len(checkpoint.names))
-
-
-def write(checkpoint: Checkpoint, output: Writer, progress: Progress | None = None) -> None:
-    """Write `checkpoint` to `output` as a GGUF finetune checkpoint.
+    """Plan the GGUF finetune checkpoint: one file.
 
     Version 0 of the format is written, and nothing is left out for it: what has no place in it is refused.  That is
     right for version 1 too, the later builds': without its shuffle state, context and rope keys the file would claim a
@@ -46,30 +39,65 @@ def write(checkpoint: Checkpoint, output: Writer, progress: Progress | None = No
     CheckpointError
         `checkpoint` is an adapter, or has keys that version 0 does not have.
     """
-    writer = BulkGGUFWriter(output, finetune.ARCH)
-    add_keys(writer, checkpoint)
-    writer.add_tensors(checkpoint.names, checkpoint.table, checkpoint.source)
-    writer.write_all(progress)
+    optimizer = _optimizer(checkpoint)
+    keys = _template(optimizer.name).fill([one for one in _values(checkpoint, optimizer) if not isinstance(one, str)])
+    start = beginning(tensor_infos(checkpoint.names, checkpoint.table), len(checkpoint.names), keys)
+    start += padding(len(start))
+    last = checkpoint.table[-1]
+    nbytes = len(start) + int(last["gguf_offset"]) + int(last["nbytes"])
+    return Plan((File(functools.partial(_write, checkpoint, start), nbytes),), len(checkpoint.names))
+
+
+def _write(checkpoint: Checkpoint, start: bytes, output: Writer, progress: Progress | None = None) -> None:
+    """Write the file, which begins with `start`."""
+    table = checkpoint.table
+    copy_tensors(
+        checkpoint.source, table["offset"], table["nbytes"], output, alignment=ALIGNMENT, head=start, progress=progress
+    )
+
+
+def write(checkpoint: Checkpoint, output: Writer, progress: Progress | None = None) -> None:
+    """Write `checkpoint` to `output` as a GGUF finetune checkpoint; raises as `plan` does."""
+    plan(checkpoint, Options("checkpoint"), None, ()).files[0].write(output, progress)
 
 
 def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
-    """Add all keys of the GGUF finetune checkpoint to `writer`, in their order; raises as `write` does."""
-    for key, value in _keys(checkpoint, _optimizer(checkpoint)):
+    """Add all keys of the GGUF finetune checkpoint to `writer`, in their order; raises as `plan` does."""
+    optimizer = _optimizer(checkpoint)
+    for key, value in zip(_keys(optimizer.name), _values(checkpoint, optimizer)):
         writer.add_key_value(key.name, value, key.type)
 
 
-def _keys(checkpoint: Checkpoint, optimizer: Optimizer) -> Iterator[tuple[Key, Any]]:
-    """Yield keys and values in the order of the file."""
-    yield from finetune.CONSTANT.items()
-    yield finetune.FILE_VERSION, 0
-    yield finetune.TRAINING_TYPE, finetune.TRAINED
-    yield from ((key, getattr(checkpoint.training, field)) for field, key in finetune.TRAINING.items())
-    yield from ((key, getattr(checkpoint.parameters, field)) for field, key in finetune.MODEL.items())
-    yield from ((key, checkpoint.ranks[rank]) for rank, key in finetune.RANKS.items())
-    yield finetune.OPTIMIZER_FILE_VERSION, 0
-    yield from ((key, getattr(optimizer, field)) for field, key in finetune.OPTIMIZER.items())
-    yield finetune.OPTIMIZER_TYPE, optimizer.name
-    yield from ((key, getattr(optimizer, field)) for field, key in finetune.STATE[optimizer.name].items())
+def _keys(optimizer: str) -> tuple[Key, ...]:
+    """Return all keys in the order of the file; the architecture, which gguf's writer adds itself, is before them."""
+    return (
+        *finetune.CONSTANT, finetune.FILE_VERSION, finetune.TRAINING_TYPE, *finetune.TRAINING.values(),
+        *finetune.MODEL.values(), *finetune.RANKS.values(), finetune.OPTIMIZER_FILE_VERSION,
+        *finetune.OPTIMIZER.values(), finetune.OPTIMIZER_TYPE, *finetune.STATE[optimizer].values(),
+    )  # fmt: skip
+
+
+def _values(checkpoint: Checkpoint, optimizer: Optimizer) -> list[Any]:
+    """Return the values of `_keys`."""
+    parameters, ranks = checkpoint.parameters, checkpoint.ranks
+    return [
+        *finetune.CONSTANT.values(), 0, finetune.TRAINED,
+        *(getattr(checkpoint.training, field) for field in finetune.TRAINING),
+        *(getattr(parameters, field) for field in finetune.MODEL), *(ranks[rank] for rank in finetune.RANKS), 0,
+        *(getattr(optimizer, field) for field in finetune.OPTIMIZER), optimizer.name,
+        *(getattr(optimizer, field) for field in finetune.STATE[optimizer.name]),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _template(optimizer: str) -> KeyTemplate:
+    """Return the keys of every file with this optimizer, to be filled in."""
+    writer = gguf.GGUFWriter(None, finetune.ARCH)
+    texts = {finetune.TRAINING_TYPE: finetune.TRAINED, finetune.OPTIMIZER_TYPE: optimizer}
+    keys = _keys(optimizer)
+    for key in keys:
+        writer.add_key_value(key.name, texts.get(key, 0), key.type)
+    return KeyTemplate(writer, [key.name for key in keys if key not in texts])
 
 
 def _optimizer(checkpoint: Checkpoint) -> Optimizer:

@@ -1,4 +1,4 @@
-"""The bulk writer against gguf's own: the same bytes."""
+"""What is written at once, against gguf's own writer: the same bytes."""
 
 from pathlib import Path
 
@@ -6,11 +6,10 @@ import pytest
 
 from bench.contenders import write_plainly
 from ggcl_fast import open_checkpoint
-from ggcl_fast.formats.gguf_writer import BulkGGUFWriter
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
-from ..gguf_parts import Collected
+from ..gguf_parts import Collected, converted
 from ..reference import DATA, FIXTURES
 
 
@@ -31,10 +30,10 @@ def test_bytes_equal_those_of_the_plain_writer(data: bytes, tmp_path: Path) -> N
         assert bytes(out) == (tmp_path / "plain.gguf").read_bytes()
 
 
-def test_states_and_names_are_checked_as_in_the_plain_writer() -> None:
-    with open_checkpoint((DATA / "adam.ggcl").read_bytes()) as checkpoint:
-        writer = BulkGGUFWriter(Collected(), "llama")
-        with pytest.raises(ValueError, match="Duplicated tensor name"):
-            writer.add_tensors(("x",) * len(checkpoint.table), checkpoint.table, checkpoint.source)
-        with pytest.raises(ValueError, match="to contain KV data"):
-            writer.write_ti_data_to_file()
+def test_what_one_file_fills_in_is_not_in_the_next() -> None:
+    files = [(DATA / name).read_bytes() for name in FIXTURES]
+    alone = []
+    for data in files:
+        finetune_gguf._template.cache_clear()
+        alone.append(converted(data))
+    assert [converted(data) for data in files] == alone

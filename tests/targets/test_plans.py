@@ -40,7 +40,7 @@ def test_no_more_is_reserved_than_is_written(options: Options) -> None:
             if options.to != "checkpoint":
                 assert file.nbytes == len(written)
             else:
-                assert len(written) - file.nbytes < 10_000  # its keys
+                assert len(written) - file.nbytes < 32  # the last padding
         if base is not None:
             base.source.close()
 
