@@ -1,8 +1,5 @@
 """Failing disks, signals, rivals: the target is the old one or the whole new one, and the source is never touched."""
 
-import ctypes
-import errno
-import functools
 import mmap
 import os
 import random
@@ -319,56 +316,6 @@ def test_a_full_disk_shows_as_an_error(limit: int, large: Path, target: Path) ->
         assert done.stderr == f"ggcl-fast: error: {target}: File too large\n"
         assert target.read_bytes() == OLD
         assert names(target.parent) == ["out.gguf"]
-
-
-SYSTEM_CALLS = ("fallocate", "renameat2")
-CALLS = (*SYSTEM_CALLS, "writev", "ftruncate", "fsync", "open", "dup", "fstat")
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EDQUOT)
-
-
-@pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_failing_call_falls_back_or_fails_cleanly(
-    call: str, code: int, nth: int, source: Path, target: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ggcl_fast.conversion._PREALLOCATED", 0)
-    monkeypatch.setattr(sources, "SMALL", -1)
-    n_open = open_files()
-    n_calls = 0
-
-    def failing(real: Callable[..., Any], of_system: bool, *args: Any, **options: Any) -> Any:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls != nth:
-            return real(*args, **options)
-        if not of_system:
-            raise OSError(code, os.strerror(code))
-        ctypes.set_errno(code)
-        return -1
-
-    if call in SYSTEM_CALLS:
-        functions = {name: system._function(name) for name in SYSTEM_CALLS}
-        functions[call] = functools.partial(failing, functions[call], True)
-        monkeypatch.setattr(system, "_function", functions.__getitem__)
-    else:
-        monkeypatch.setattr(os, call, functools.partial(failing, getattr(os, call), False))
-    failed = None
-    try:
-        ggcl_fast.convert(source, target, force=True, fsync=True)
-    except OSError as error:
-        failed = error.errno
-    monkeypatch.undo()
-    if failed is not None:
-        assert failed == code
-        assert names(source.parent) == ["in.ggcl", "out.gguf"]
-        assert target.read_bytes() == OLD
-    else:
-        assert target.read_bytes() == whole
-        fell_back = call in SYSTEM_CALLS and code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-        assert n_calls < nth or fell_back
-    assert source.read_bytes() == SMALL
-    assert open_files() <= n_open
 
 
 def test_short_writes_and_interrupted_calls_are_completed(

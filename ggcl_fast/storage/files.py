@@ -13,6 +13,7 @@ from typing import Final
 from . import system
 from .parts import FLAGS
 from .places import EXISTS, Place
+from .system import is_linked
 from .urls import StrPath
 
 __all__ = ["OutputFile", "OutputFolder"]
@@ -131,26 +132,44 @@ class OutputFile(Place):
 
     def _take_free_name_by_other_means(self) -> None:
         try:
-            os.link(self._part, self.path)
+            with self._done_all_the_same():
+                os.link(self._part, self.path)
         except FileExistsError:
             raise
         except OSError:  # a file system without links: an empty file claims the name
-            os.close(os.open(self.path, FLAGS | os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-            os.replace(self._part, self.path)
+            self._claim_and_replace()
         else:
-            os.unlink(self._part)
+            with contextlib.suppress(OSError):  # a second name, which is removed like everything temporary
+                os.unlink(self._part)
+
+    def _claim_and_replace(self) -> None:
+        claim = os.open(self.path, FLAGS | os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            os.replace(self._part, self.path)
+        except OSError:
+            if not is_linked(self._fd, self.path):
+                if is_linked(claim, self.path):
+                    os.unlink(self.path)
+                raise
+        finally:
+            with contextlib.suppress(OSError):  # nothing was written to it
+                os.close(claim)
 
     def _replace(self, *, last: bool) -> bool:
         if not last:
             return super()._replace(last=last)
         self._check_type(os.lstat(self.path))
         self._replaced = True
-        os.replace(self._part, self.path)
+        with self._done_all_the_same():
+            os.replace(self._part, self.path)
         return True
 
     def _set_aside(self) -> None:
         os.link(self.path, self._aside)
         os.replace(self._part, self.path)
+
+    def _put_back(self, old: str, free: str) -> None:  # noqa: ARG002 - a file is replaced in one step
+        os.replace(old, self.path)
 
 
 class OutputFolder(Place):
@@ -225,10 +244,24 @@ class OutputFolder(Place):
                 os.close(fd)
 
     def _take_free_name_by_other_means(self) -> None:
-        if os.path.lexists(self.path):
+        if system.is_there(self.path):
             raise FileExistsError(errno.EEXIST, EXISTS)
-        os.rename(self._part, self.path)
+        try:
+            os.rename(self._part, self.path)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:  # it has appeared since
+                raise FileExistsError(errno.EEXIST, EXISTS) from None
+            raise
 
     def _set_aside(self) -> None:
         os.rename(self.path, self._aside)
         os.rename(self._part, self.path)
+
+    def _put_back(self, old: str, free: str) -> None:
+        try:
+            os.rename(self.path, free)
+            os.rename(old, self.path)
+        except OSError:
+            if not system.is_there(self.path):
+                os.rename(free, self.path)  # rather the new one than nothing
+            raise

@@ -102,7 +102,7 @@ class Outputs:
                 try:
                     output.give_back()
                 except OSError as another:
-                    _tell(error, f"{output.path} is the new one, and could not be put back: {another.strerror}")
+                    _tell(error, str(another.strerror))
             raise
 
     def _discard(self) -> None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from .system import is_linked, lock
+from .system import is_linked, is_there, lock
 
 __all__ = ["FLAGS", "Part"]
 
@@ -58,22 +58,43 @@ class Part:
         try:
             yield
         except OSError as error:
-            error.filename, error.filename2 = self.path, None
+            error.filename = self.path
+            del error.filename2  # None would be told
             raise
 
     def create(self) -> None:
         """Make the temporary place and lock it; a leftover is removed for it."""
         with self._naming_the_target():
-            folder, name = os.path.split(self.path)
             if self._parents:
-                os.makedirs(folder, exist_ok=True)
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
             for number in itertools.count():
-                self._part = os.path.join(folder, f".{_shortened(name)}.{number}{_SUFFIX}")
+                self._part = self._numbered(number)
                 while self._make_or_remove():
                     if lock(self._fd) is not False and is_linked(self._fd, self._part):
-                        self._settle_leftover()
-                        return
+                        if self._settle(self._aside):
+                            self._remove_other_leftovers(number + 1)
+                            return
+                        self._remove(self._part)  # what is set aside under this number is not ours to remove
+                        self._close()
+                        break
                     self._close()  # another run took it for a leftover before it was locked
+
+    def _numbered(self, number: int) -> str:
+        folder, name = os.path.split(self.path)
+        return os.path.join(folder, f".{_shortened(name)}.{number}{_SUFFIX}")
+
+    def _remove_other_leftovers(self, number: int) -> None:
+        """Remove what several killed runs have left, from a number on."""
+        own = self._part
+        while is_there(other := self._numbered(number)) or is_there(other + _OLD):
+            self._part = other
+            try:
+                self._remove_abandoned()
+                if not is_there(other):
+                    self._settle(other + _OLD)
+            finally:
+                self._part = own
+            number += 1
 
     def _make_or_remove(self) -> bool:
         """Make the temporary place, removing a leftover; false where somebody is using it."""
@@ -106,18 +127,32 @@ class Part:
         finally:
             os.close(fd)
 
-    def _settle_leftover(self) -> None:
-        """Deal with what a process that was killed between two renames had set aside."""
-        if not os.path.lexists(self._aside):
-            return
-        if not os.path.lexists(self.path):
-            os.rename(self._aside, self.path)
+    def _settle(self, aside: str) -> bool:
+        """Deal with what a process that was killed between two renames had set aside; false where it has to stay."""
+        if not is_there(aside):
+            return True
+        if not self._is_abandoned(aside):
+            return False
+        if not is_there(self.path):
+            os.rename(aside, self.path)
             raise FileExistsError(
                 errno.EEXIST, f"The {self.what} that a killed run had set aside is back; look, then try again"
             )
         with contextlib.suppress(OSError):  # a rival may be faster, and what is not ours stays
-            self._check_contents(self._aside)
-            self._remove(self._aside)
+            self._check_contents(aside)
+            self._remove(aside)
+        return not is_there(aside)
+
+    def _is_abandoned(self, aside: str) -> bool:
+        """Tell whether nobody holds what was set aside: a rival that lives does."""
+        try:
+            fd = os.open(aside, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
+        except OSError:  # not ours to read
+            return True
+        try:
+            return lock(fd) is not False
+        finally:
+            os.close(fd)
 
     def _close(self) -> None:
         for fd in (self._fd, self._old):

@@ -18,6 +18,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
+from collections.abc import Iterator
 from typing import Final
 
 from . import system
@@ -36,6 +38,7 @@ class Place(Part):
     """What a file and a folder have in common as outputs."""
 
     _replaced = False
+    _gives_back = False
     _old_status: os.stat_result | None = None
 
     def __init__(self, target: StrPath, *, force: bool = False, fsync: bool = False, parents: bool = False) -> None:
@@ -55,15 +58,25 @@ class Place(Part):
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
-            folder = os.path.dirname(self.path)
-            if not os.path.isdir(folder) and not (self._parents and not os.path.exists(folder)):
-                missing = errno.ENOTDIR if os.path.exists(folder) else errno.ENOENT
-                raise OSError(missing, "The target's folder is not there", self._name) from None
+            with self._naming_the_target():
+                self._check_folder(os.path.dirname(self.path))
             return
         self._check_type(status)
         if not self._force:
             raise FileExistsError(errno.EEXIST, EXISTS, self._name)
         self._check_contents(self.path)
+
+    def _check_folder(self, folder: str) -> None:
+        try:
+            if stat.S_ISDIR(os.stat(folder).st_mode):
+                return
+            missing = errno.ENOTDIR
+        except FileNotFoundError:
+            missing = errno.ENOENT
+        except NotADirectoryError:
+            missing = errno.ENOTDIR
+        if missing == errno.ENOTDIR or not self._parents:
+            raise OSError(missing, "The target's folder is not there", self._name) from None
 
     def __del__(self) -> None:
         if self._part:  # an interrupt came on the threshold of the block: neither in it nor out of it
@@ -91,13 +104,23 @@ class Place(Part):
     def _take_free_name(self) -> bool:
         """Take the place of nothing; false where something is there that is to be replaced."""
         try:
-            if not system.rename_to_free_name(self._part, self.path):
-                self._take_free_name_by_other_means()
+            with self._done_all_the_same():
+                if not system.rename_to_free_name(self._part, self.path):
+                    self._take_free_name_by_other_means()
         except FileExistsError:
             if not self._force:
                 raise FileExistsError(errno.EEXIST, EXISTS) from None
             return False
         return True
+
+    @contextlib.contextmanager
+    def _done_all_the_same(self) -> Iterator[None]:
+        """Pass over the error of a call that is told although it was done, as on network file systems."""
+        try:
+            yield
+        except OSError:
+            if not is_linked(self._fd, self.path):
+                raise
 
     def _take_free_name_by_other_means(self) -> None:
         raise NotImplementedError
@@ -109,13 +132,15 @@ class Place(Part):
             self._check_type(self._old_status)
             self._hold(self.path)
             self._check_contents(self.path)
-            exchanged = system.exchange(self._part, self.path)
+            out = self._part
+            with self._done_all_the_same():
+                if not system.exchange(self._part, self.path):
+                    out = self._aside
         except FileNotFoundError:
             self._old_status = None
             return False
-        if not exchanged:
-            self._set_aside()
-        out = self._part if exchanged else self._aside
+        if out == self._aside and not self._replace_in_two_steps():
+            return False
         try:
             if not self._is_old(out):  # a rival was faster: then it is the rival's that was replaced
                 self._old_status = os.lstat(out)
@@ -126,6 +151,24 @@ class Place(Part):
         except OSError:
             self.give_back()
             raise
+        return True
+
+    def _replace_in_two_steps(self) -> bool:
+        """Set aside what is there, then take its place; false where a rival was faster in between."""
+        try:
+            with self._done_all_the_same():
+                self._set_aside()
+        except OSError as error:
+            is_aside = self._is_old(self._aside)
+            if error.errno == errno.ENOENT and not is_aside:
+                self._old_status = None
+                return False
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not is_aside:
+                raise
+            self._check_contents(self._aside)  # what a rival has replaced anyway
+            self._remove(self._aside)
+            self._old_status = None
+            return False
         return True
 
     def _hold(self, path: str) -> None:
@@ -151,52 +194,76 @@ class Place(Part):
                     os.close(folder)
 
     def give_back(self) -> None:
-        """Restore what was there before, where the place was taken and is still ours."""
-        if self._replaced or not is_linked(self._fd, self.path):
-            return
-        if self._old_status is None:
-            self._remove(self.path)
-        elif self._is_old(self._part):
-            system.exchange(self._part, self.path)
-        elif self._is_old(self._aside):
-            self._remove(self.path)
-            os.rename(self._aside, self.path)
-        else:
+        """Restore what was there before, where the place was taken and is still ours.
+
+        What was there is kept until it is back; where it cannot be, the `OSError` says what is in the place.
+        """
+        self._gives_back = True
+        try:
+            self._restore()
+        except OSError as error:
+            if not self._is_back():
+                raise OSError(error.errno, f"{self._state()}: {error.strerror}", self.path) from error
+
+    def _is_back(self) -> bool:
+        """Tell whether the place is as it was."""
+        with contextlib.suppress(OSError):
+            return self._is_old(self.path) if self._old_status is not None else not system.is_there(self.path)
+        return False
+
+    def _restore(self) -> None:
+        if self._replaced and is_linked(self._fd, self.path):
             raise FileNotFoundError(errno.ENOENT, "what was there before is gone", self.path)
+        if is_linked(self._fd, self.path):
+            if self._old_status is None:
+                os.rename(self.path, self._part)
+            elif self._is_old(self._part):
+                if not system.exchange(self._part, self.path):
+                    self._put_back(self._part, self._aside)
+            elif self._is_old(self._aside):
+                self._put_back(self._aside, self._part)
+            else:
+                raise FileNotFoundError(errno.ENOENT, "what was there before is gone", self.path)
+        elif self._is_old(self._aside) and not system.is_there(self.path):
+            os.rename(self._aside, self.path)
+
+    def _put_back(self, old: str, free: str) -> None:
+        """Let what stands at `old` take the target's place again; the name `free` is nobody's."""
+        raise NotImplementedError
+
+    def _state(self) -> str:
+        """Say what is in the target's place after a failure."""
+        if is_linked(self._fd, self.path):
+            return f"{self.path} is the new one, and could not be put back"
+        kept = any(map(self._is_old, (self._part, self._aside)))
+        return f"{self.path} is not there" + (", and comes back with the next run for it" if kept else "")
 
     def discard(self) -> None:
-        """Remove what is still temporary, and what was replaced.
+        """Remove what is still temporary, and what was replaced; what cannot be removed is a leftover for the next run.
 
         What an interrupt keeps it from doing is done when the place is forgotten.
         """
-        try:
-            if self._process == os.getpid():  # in a fork of the writer it is the parent's
+        if self._process == os.getpid():  # in a fork of the writer it is the parent's
+            if self._fd >= 0:
                 self._clear()
-        except OSError:
-            self._forget()
-            raise
+            elif self._part:  # an interrupt may have come between its creation and our knowing of it
+                with contextlib.suppress(OSError):
+                    self._remove_abandoned()
         self._forget()
 
     def _clear(self) -> None:
-        if self._fd < 0:
-            # An interrupt may have come between its creation and our knowing of it.
-            if self._part:
-                self._remove_abandoned()
-        elif not is_linked(self._fd, self.path) and is_linked(self._fd, self._part):
-            self._remove(self._part)
-        else:
-            self._remove_replaced()
+        for path in (self._part, self._aside):
+            with contextlib.suppress(OSError):
+                if is_linked(self._fd, path) or (self._is_old(path) and self._is_done_with_old()):
+                    self._remove(path)
+
+    def _is_done_with_old(self) -> bool:
+        """Tell whether what was in the place is not needed: it is back, or the new one is there to stay."""
+        return not self._gives_back or self._is_back() or is_linked(self._fd, self.path)
 
     def _forget(self) -> None:
         self._part = ""
         self._close()
-
-    def _remove_replaced(self) -> None:
-        """Remove what was replaced, or a second name of what has its place; what cannot be removed is a leftover."""
-        for path in (self._part, self._aside):
-            with contextlib.suppress(OSError):
-                if self._is_old(path) or is_linked(self._fd, path):
-                    self._remove(path)
 
     def _is_old(self, path: str) -> bool:
         """Tell whether `path` is what was in the target's place, and not what a rival has made since."""

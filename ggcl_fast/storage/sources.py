@@ -162,7 +162,8 @@ class _Descriptor:
     def __del__(self) -> None:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            os.close(fd)
+            with contextlib.suppress(OSError):  # of a file that was only read
+                os.close(fd)
 
 
 class SourceFile:
@@ -182,7 +183,8 @@ class SourceFile:
         except ValueError as error:  # a NUL in the name
             raise OSError(errno.EINVAL, str(error), self.name) from None
         self._descriptor: _Descriptor | None = descriptor
-        self._status = os.fstat(descriptor.fd)
+        with self._open() as fd:
+            self._status = os.fstat(fd)
         self.identity: frozenset[tuple[object, ...]] = frozenset([inode(self._status)])
         if stat.S_ISDIR(self._status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)

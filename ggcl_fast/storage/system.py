@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import Any, Final
 
-__all__ = ["exchange", "is_linked", "is_written_elsewhere", "lock", "rename_to_free_name", "reserve"]
+__all__ = ["exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "rename_to_free_name", "reserve"]
 
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
@@ -77,6 +77,15 @@ def lock(fd: int) -> bool | None:
         return False
     except OSError:  # a file system without locks
         return None
+    return True
+
+
+def is_there(path: str) -> bool:
+    """Tell whether there is something of this name, a link to nowhere too; `OSError` where that cannot be told."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     return True
 
 
