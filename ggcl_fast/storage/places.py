@@ -159,14 +159,12 @@ class Place(Part):
             with self._done_all_the_same():
                 self._set_aside()
         except OSError as error:
-            is_aside = self._is_old(self._aside)
-            if error.errno == errno.ENOENT and not is_aside:
-                self._old_status = None
-                return False
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not is_aside:
+            is_aside = system.is_there(self._aside)
+            if is_aside and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                self._check_contents(self._aside)  # what the rival would have replaced
+                self._remove(self._aside)
+            elif is_aside or error.errno != errno.ENOENT:
                 raise
-            self._check_contents(self._aside)  # what a rival has replaced anyway
-            self._remove(self._aside)
             self._old_status = None
             return False
         return True
