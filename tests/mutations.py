@@ -45,6 +45,11 @@ ENGINES: Final[tuple[Engine, ...]] = ("numba", "python")
 LONGEST: Final = 1.0  # seconds that opening may take
 MEMORY: Final = 8  # times the file that opening may allocate at most, and
 CONSTANT: Final = 4 << 20  # bytes besides: the kept names and plan of up to 512 layers
+SPECIAL: Final = (
+    0x7FC00000, 0x7F800001, 0x7F800000, 0xFF800000, 0x80000000, 0x00000001, 0x007FFFFF, 0x7F7FFFFF, 0xFF61B1E6,
+    0x60AD78EC, 0x477FE000, 0x477FEFFF, 0x477FF000, 0xC77FE100, 0x7BFF7BFF, 0x7C00FC00, 0x00010001,
+)  # fmt: skip
+"""Words that are floats of every kind, or pairs of F16: NaN, infinite, denormal, zero, at the end of a type's range."""
 NUMBERS: Final = (0, 1, 2, 3, 4, 5, 8, 31, 32, 33, 64, 255, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 
 
@@ -95,6 +100,13 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def spoil(data: bytes, rng: random.Random) -> bytes:
+    """Return `data` with a word, of a value most likely, changed to one of `SPECIAL`, or some in a row."""
+    n = min(rng.choice((1, 1, 1, 64)), len(data) // 4)
+    at = 4 * rng.randrange(len(data) // 4 - n + 1)
+    return data[:at] + struct.pack("<I", rng.choice(SPECIAL)) * n + data[at + 4 * n :]
+
+
 class Guarded:
     """Memory that ends where the next page cannot be read: reading past a buffer in it kills the process."""
 
@@ -117,8 +129,8 @@ GUARDED: Final = Guarded()
 
 
 @contextlib.contextmanager
-def within_bounds(nbytes: int, *, traced: bool) -> Iterator[None]:
-    """Hold that the block takes neither too long nor too much memory for a file of `nbytes`."""
+def within_bounds(nbytes: int, *, traced: bool, constant: int = CONSTANT) -> Iterator[None]:
+    """Hold that the block takes neither too long nor too much memory for files of `nbytes`."""
     if traced:
         tracemalloc.start()
     begin = time.thread_time()
@@ -129,7 +141,7 @@ def within_bounds(nbytes: int, *, traced: bool) -> Iterator[None]:
         peak = tracemalloc.get_traced_memory()[1] if traced else 0
         tracemalloc.stop()
     assert seconds < LONGEST, f"{seconds} s"
-    assert peak < MEMORY * nbytes + CONSTANT, f"{peak} bytes for a file of {nbytes}"
+    assert peak < MEMORY * nbytes + constant, f"{peak} bytes for a file of {nbytes}"
 
 
 def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, bytes]:
