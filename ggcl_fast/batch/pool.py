@@ -13,11 +13,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Final
 
+from ..storage.system import n_cpus
 from ..storage.urls import StrPath, located
 from ..targets.options import Options
 from .jobs import Job, JobResult, convert_one
 
-__all__ = ["Pool", "Work", "is_lost", "n_cpus", "process_pool"]
+__all__ = ["Pool", "Work", "is_lost", "process_pool"]
 
 _CLOCK: Final = 0.02  # seconds by which a file system's clock may be behind
 _GRACE: Final = 1.0  # seconds for a worker to undo what it has begun
@@ -70,13 +71,6 @@ def _is_newer(target: StrPath, since: float) -> bool:
         return os.stat(located(target)).st_mtime >= since - _CLOCK
     except (OSError, ValueError):
         return False
-
-
-def n_cpus() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_lost(executor: Executor | None) -> bool:

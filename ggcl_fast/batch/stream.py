@@ -12,11 +12,12 @@ from operator import itemgetter
 from typing import Any, Final, Literal
 
 from ..storage.identity import Claims
+from ..storage.system import n_cpus
 from ..storage.urls import StrPath
 from ..targets import names
 from ..targets.options import Options
 from .jobs import Job, JobResult
-from .pool import Pool, Work, is_lost, n_cpus, process_pool
+from .pool import Pool, Work, is_lost, process_pool
 
 __all__ = ["CHUNK", "convert_many"]
 

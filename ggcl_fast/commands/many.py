@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..batch.jobs import Job, JobResult, convert_one
 from ..errors import CheckpointError, printable
 from ..storage.places import EXISTS
+from ..storage.system import n_cpus
 from ..storage.urls import is_url, located, public_name
 from ..targets import DEFAULT
 from ..targets.options import Options
@@ -104,7 +105,6 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
         return
     from concurrent.futures import BrokenExecutor
 
-    from ..batch.pool import n_cpus
     from ..batch.stream import CHUNK, convert_many
 
     gc.enable()  # this process lives longer than one conversion

@@ -75,8 +75,9 @@ def with_delta(weights: Floats, b: Floats, a: Floats, *, source: str, tensor: st
         lost: npt.NDArray[np.bool_] = ~finite & rows & columns.T & np.isfinite(weights)
         if lost.any():
             row, column = (int(index[0]) for index in np.nonzero(lost))
-            exact = float(weights[row, column]) + float(b[row].astype(np.float64) @ a[column].astype(np.float64))
-            raise _overflow(_Type.F32, source, tensor, abs(exact))
+            terms = np.cumsum(b[row].astype(np.float64) * a[column])
+            found = max(np.abs(terms).max(), abs(terms[-1] + weights[row, column]))
+            raise _overflow(_Type.F32, source, tensor, float(found))
     return result
 
 

@@ -54,11 +54,12 @@ def kernels(jit: Callable[[Any], Any] = lambda function: function) -> Mapping[_T
 
     @jit
     def half_to_float(half: Any) -> Any:
-        """Convert the bits of a finite half, in a uint32."""
+        """Convert the bits of a half, in a uint32; NaN becomes an infinity, and is told as well."""
         bits = _U(_U(half & _U(0x7FFF)) << _U(13))
         raised = np.uint32(bits + _SMALLEST_HALF)
         subnormal = np.float32(raised.view(np.float32) - _F(2.0**-14))
         word = chosen(bits < _U(1 << 23), subnormal.view(np.uint32), _U(bits + _U(112 << 23)))
+        word = chosen(bits >= _U(31 << 23), _INFINITE, word)
         value = np.uint32(word | _U(_U(half & _U(0x8000)) << _U(16)))
         return value.view(np.float32)
 

@@ -17,7 +17,16 @@ import signal
 import sys
 from typing import Any, Final
 
-__all__ = ["exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "rename_to_free_name", "reserve"]
+__all__ = [
+    "exchange",
+    "is_linked",
+    "is_there",
+    "is_written_elsewhere",
+    "lock",
+    "n_cpus",
+    "rename_to_free_name",
+    "reserve",
+]
 
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
@@ -112,3 +121,10 @@ def is_written_elsewhere(fd: int) -> bool:
     except OSError as error:  # the file system has no leases, or it is another user's file
         return error.errno == errno.EAGAIN
     return False
+
+
+def n_cpus() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

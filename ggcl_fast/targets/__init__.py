@@ -11,6 +11,7 @@ this wing knows where files go; it only names them.  To add an output, write its
 `base_model`  the model that a checkpoint was trained on
 `checkpoint`  the GGUF finetune checkpoint
 `adapter`     a GGUF LoRA adapter, and a copy of the base model with its norms
+`adding`      weights with their deltas added
 `merged`      the base model with every delta added
 `peft`        a folder for Hugging Face's PEFT
 ============  ==============================================================================

@@ -1,7 +1,7 @@
 """Writing the base model with every delta added: one file that needs no adapter.
 
-Weights are read, changed and written a few rows at a time.  Types that gguf can quantize to are kept; a weight of
-another type is written as F16.  What no delta changes is copied byte for byte, and so are the keys.
+Weights are read, changed and written a few rows at a time, see `adding`.  Types that gguf can quantize to are kept; a
+weight of another type is written as F16.  What no delta changes is copied byte for byte, and so are the keys.
 
 A model with tied embeddings has one weight where training changed two: the one that is looked up, and the one that
 multiplies at the end.  It becomes a model with both, which is what was trained.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,14 +23,16 @@ import numpy as np
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..formats.gguf_tensors import GGUFTensor
-from ..formats.gguf_writer import TensorInfo, as_bytes, head, write_padding
-from ..formats.numbers import knows, quantized, with_delta
+from ..formats.gguf_writer import TensorInfo, head, write_padding
+from ..formats.numbers import knows
+from ..formats.sums import Kernel
 from ..storage.copying import Progress, copy_patched, copy_tensors
 from ..storage.outputs import Writer
 from ..storage.sources import read_at
 from ..storage.urls import StrPath
+from .adding import Changed, add_deltas, pick_kernel
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
+from .deltas import OUTPUT, TOKEN_EMBD
 from .options import Options
 from .plan import File, Plan
 
@@ -39,7 +42,6 @@ _Type = gguf.GGMLQuantizationType
 _EXACT: Final = (_Type.F32, _Type.F16, _Type.BF16)
 _USUAL_ALIGNMENT: Final = 4096
 _TOGETHER: Final = 4096  # tensors that are copied together
-_ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
 
 
 class _Item(NamedTuple):
@@ -70,12 +72,14 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     keys = len(header.fields), bytes(read_at(base.source, start, stop - start))
     infos = (item.info for item in items())
     beginning, nbytes = head(infos, n_tensors, keys, header.version, header.alignment)
-    write = functools.partial(_write, checkpoint, base, items, beginning)
-    return Plan(
-        (File(write, nbytes),),
-        n_tensors,
-        tuple(_notes([item for item in items() if item.pair or item.info.name == OUTPUT])),
-    )
+    of_interest = [item for item in items() if item.pair or item.info.name == OUTPUT]
+    n_weights = Counter[_Type]()
+    for item in of_interest:
+        if item.pair is not None:
+            n_weights[item.origin.type] += math.prod(item.info.dims)
+    kernels = {type: pick_kernel(type, options.engine, n) for type, n in n_weights.items()}
+    write = functools.partial(_write, checkpoint, base, items, beginning, kernels)
+    return Plan((File(write, nbytes),), n_tensors, tuple(_notes(of_interest)))
 
 
 def _items(base: BaseModel, changed: Mapping[str, Pair]) -> Iterator[_Item]:
@@ -126,6 +130,7 @@ def _write(
     base: BaseModel,
     items: Callable[[], Iterator[_Item]],
     beginning: bytes,
+    kernels: dict[_Type, Kernel | None],
     output: Writer,
     progress: Progress | None = None,
 ) -> None:
@@ -135,9 +140,13 @@ def _write(
     write_padding(output, len(beginning), alignment)
     for changed, some in itertools.groupby(items(), lambda item: item.pair is not None):
         if changed:
-            for item in some:
-                _write_changed(checkpoint, base, item, output, progress)
-                write_padding(output, item.info.nbytes, alignment)
+            tensors = (Changed(item.info, item.origin, item.pair) for item in some if item.pair is not None)
+            for rows in add_deltas(checkpoint, base, tensors, kernels):
+                output.writev([rows.data])
+                if rows.last:
+                    write_padding(output, rows.of.info.nbytes, alignment)
+                if progress is not None:
+                    progress(rows.n_read)
         else:
             while batch := list(itertools.islice(some, _TOGETHER)):
                 _copy(base, batch, output, alignment, progress)
@@ -154,24 +163,3 @@ def _copy(base: BaseModel, items: list[_Item], output: Writer, alignment: int, p
         start, stop = item.origin.offset, item.origin.offset + item.origin.nbytes
         copy_patched(base.source, (), output, start=start, stop=stop, progress=progress)
         write_padding(output, item.info.nbytes, alignment)
-
-
-def _write_changed(
-    checkpoint: Checkpoint, base: BaseModel, item: _Item, output: Writer, progress: Progress | None
-) -> None:
-    """Write a tensor with its delta added, some rows at a time: no type's blocks reach across rows."""
-    info, origin, pair = item
-    assert pair is not None  # it is changed
-    a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
-    row_bytes = origin.nbytes // pair.n_out
-    n_rows = max(1, _ROWS // (4 * pair.n_in))
-    for first in range(0, pair.n_out, n_rows):
-        some = b[first : first + n_rows]
-        data = read_at(base.source, origin.offset + first * row_bytes, len(some) * row_bytes)
-        rows = np.frombuffer(data, np.uint8).reshape(len(some), row_bytes)
-        with np.errstate(all="ignore"):  # of scales that are not finite
-            weights = gguf.quants.dequantize(rows, origin.type).reshape(len(some), pair.n_in)
-        values = with_delta(weights, some, a, source=base.source.name, tensor=info.name)
-        output.writev([as_bytes(quantized(values, info.type, source=base.source.name, tensor=info.name))])
-        if progress is not None:
-            progress(len(data))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import ggcl_fast
 from ggcl_fast import CheckpointError, targets
-from ggcl_fast.targets import merged as merged_target
+from ggcl_fast.targets import adding
 from ggcl_fast.targets.peft import MODULE_NAMES
 
 from ..gguf_parts import parse
@@ -171,7 +171,7 @@ def test_a_merged_model_is_changed_a_few_rows_at_a_time(tmp_path: Path, monkeypa
     model.write(tmp_path / "base.gguf")
     with model.checkpoint(model.factors()) as checkpoint:
         ggcl_fast.convert(checkpoint, tmp_path / "whole.gguf", to="merged", base=tmp_path / "base.gguf")
-        monkeypatch.setattr(merged_target, "_ROWS", 5 * 4 * 64)
+        monkeypatch.setattr(adding, "_ROWS", 5 * 4 * 64)
         ggcl_fast.convert(checkpoint, tmp_path / "rows.gguf", to="merged", base=tmp_path / "base.gguf")
     whole, rows = read_gguf(tmp_path / "whole.gguf"), read_gguf(tmp_path / "rows.gguf")
     for name in whole:  # sums of another order may fall on the other side of a rounding
