@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..checkpoint import Checkpoint, Pair
 from ..formats import sums
 from ..formats.gguf_tensors import GGUFTensor
-from ..formats.gguf_writer import TensorInfo, as_bytes
+from ..formats.gguf_writer import TensorInfo
 from ..formats.numbers import Floats, quantized, with_delta
 from ..readers.engine import Engine, can_compile, check_engine
 from ..storage.system import n_cpus
@@ -31,8 +31,10 @@ from .deltas import lora_a, lora_b
 __all__ = ["Changed", "Rows", "add_deltas", "pick_kernel"]
 
 _Type = gguf.GGMLQuantizationType
+_Bytes = npt.NDArray[np.uint8]
 _ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
-_AHEAD: Final = 2  # blocks in work besides one for each thread
+_TOGETHER: Final = 8  # blocks that are read and written together
+_AHEAD: Final = 2  # stretches of blocks in work besides one for each thread
 _START_COLD: Final = 150_000_000  # weights to which numpy adds in the time that numba's import and start take
 _START_IMPORTED: Final = 90_000_000  # the same where numba is imported already
 
@@ -61,7 +63,7 @@ class Rows(NamedTuple):
 
 
 class _Room:
-    """Room for a block: what is read, its delta, what is written; used again and again."""
+    """Room for a stretch of rows and the delta of a block; used again and again."""
 
     def __init__(self, n_read: int, n_values: int, n_written: int) -> None:
         self.read = np.empty(n_read, np.uint8)
@@ -72,16 +74,29 @@ class _Room:
         return n_read <= self.read.size and n_values <= self.delta.size and n_written <= self.written.size
 
 
-class _Block(NamedTuple):
-    """Some rows that are to be changed."""
+class _Stretch(NamedTuple):
+    """Some rows that are to be changed, block by block."""
 
     of: Changed
     first: int
+    n_rows: int
+    """Of a block; the last one may have fewer."""
     b: Floats
     """The rows of B."""
+    a: Floats
     at: Floats
     """A.T, contiguous."""
     kernel: sums.Kernel | None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of a row of the base."""
+        return self.of.origin.nbytes // self.of.pair.n_out
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of a row of the merged model."""
+        return self.of.info.nbytes // self.of.pair.n_out
 
 
 def pick_kernel(type: _Type, engine: Engine, n_weights: int) -> sums.Kernel | None:
@@ -129,12 +144,12 @@ def add_deltas(
         A finite value would become something else, or a file changed while it was read.
     """
     rooms: deque[_Room] = deque()
-    work: deque[tuple[_Block, Future[tuple[_Room, memoryview]]]] = deque()
+    work: deque[tuple[_Stretch, Future[tuple[_Room, memoryview]]]] = deque()
     n_threads = n_cpus()
     pool = ThreadPoolExecutor(n_threads, "ggcl_fast-adder")
     try:
-        for block in _blocks(checkpoint, changed, kernels):
-            work.append((block, pool.submit(_add, base, block, rooms)))
+        for stretch in _stretches(checkpoint, changed, kernels):
+            work.append((stretch, pool.submit(_add, base, stretch, rooms)))
             if len(work) > n_threads + _AHEAD:
                 yield from _finished(work, rooms)
         while work:
@@ -143,47 +158,45 @@ def add_deltas(
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(work: deque[tuple[_Block, Future[tuple[_Room, memoryview]]]], rooms: deque[_Room]) -> Iterator[Rows]:
-    """Yield the block that was begun first."""
-    block, future = work.popleft()
+def _finished(work: deque[tuple[_Stretch, Future[tuple[_Room, memoryview]]]], rooms: deque[_Room]) -> Iterator[Rows]:
+    """Yield the stretch that was begun first."""
+    stretch, future = work.popleft()
     room, data = future.result()
-    n_rows, last = len(block.b), block.first + len(block.b) == block.of.pair.n_out
-    yield Rows(block.of, data, n_rows * _row_bytes(block.of), last)
+    n_rows = len(stretch.b)
+    last = stretch.first + n_rows == stretch.of.pair.n_out
+    yield Rows(stretch.of, data, n_rows * stretch.bytes_read, last)
     rooms.append(room)
 
 
-def _blocks(
+def _stretches(
     checkpoint: Checkpoint, changed: Iterable[Changed], kernels: dict[_Type, sums.Kernel | None]
-) -> Iterator[_Block]:
+) -> Iterator[_Stretch]:
     for one in changed:
         pair = one.pair
-        b, at = lora_b(checkpoint, pair), np.ascontiguousarray(lora_a(checkpoint, pair).T)
+        a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
+        at = np.ascontiguousarray(a.T)
         kernel = kernels.get(one.origin.type) if one.info.type == one.origin.type else None
         n_rows = max(1, _ROWS // (4 * pair.n_in))
-        for first in range(0, pair.n_out, n_rows):
-            yield _Block(one, first, b[first : first + n_rows], at, kernel)
+        for first in range(0, pair.n_out, _TOGETHER * n_rows):
+            yield _Stretch(one, first, n_rows, b[first : first + _TOGETHER * n_rows], a, at, kernel)
 
 
-def _row_bytes(one: Changed) -> int:
-    return one.origin.nbytes // one.pair.n_out
-
-
-def _add(base: BaseModel, block: _Block, rooms: deque[_Room]) -> tuple[_Room, memoryview]:
-    """Read a block, add its delta, and return its bytes and the room that they are in."""
-    info, origin, pair = block.of
-    n_rows = len(block.b)
-    n_read, n_values, n_written = n_rows * _row_bytes(block.of), n_rows * pair.n_in, info.nbytes // pair.n_out * n_rows
-    room = _room(rooms, n_read, n_values, n_written)
-    read = room.read[:n_read]
-    base.source.read_into(origin.offset + block.first * _row_bytes(block.of), read.data)
-    if block.kernel is not None:
-        delta, written = room.delta[:n_values], room.written[:n_written]
-        with np.errstate(all="ignore"):
-            np.matmul(block.b, block.at, out=delta.reshape(n_rows, pair.n_in))
-        read.flags.writeable = False
-        if block.kernel(read, delta, written) <= sums.LARGEST[info.type]:
-            return room, written.data
-    return room, as_bytes(_add_plainly(base, block, read.reshape(n_rows, -1)))
+def _add(base: BaseModel, stretch: _Stretch, rooms: deque[_Room]) -> tuple[_Room, memoryview]:
+    """Read a stretch, add its delta, and return its bytes and the room that they are in."""
+    n_in, n_rows, n_total = stretch.of.pair.n_in, stretch.n_rows, len(stretch.b)
+    bytes_read, bytes_written = stretch.bytes_read, stretch.bytes_written
+    room = _room(rooms, n_total * bytes_read, n_rows * n_in, n_total * bytes_written)
+    read, written = room.read[: n_total * bytes_read], room.written[: n_total * bytes_written]
+    base.source.read_into(stretch.of.origin.offset + stretch.first * bytes_read, read.data)
+    read.flags.writeable = False
+    for first in range(0, n_total, n_rows):
+        b = stretch.b[first : first + n_rows]
+        rows = read[first * bytes_read : (first + len(b)) * bytes_read]
+        sums_ = written[first * bytes_written : (first + len(b)) * bytes_written]
+        if not _add_fast(stretch, b, rows, room.delta[: len(b) * n_in], sums_):
+            plain = _add_plainly(base, stretch, b, rows.reshape(len(b), -1))
+            sums_[:] = plain.reshape(-1).view(np.uint8)
+    return room, written.data
 
 
 def _room(rooms: deque[_Room], n_read: int, n_values: int, n_written: int) -> _Room:
@@ -194,10 +207,21 @@ def _room(rooms: deque[_Room], n_read: int, n_values: int, n_written: int) -> _R
     return room if room.holds(n_read, n_values, n_written) else _Room(n_read, n_values, n_written)
 
 
-def _add_plainly(base: BaseModel, block: _Block, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+def _add_fast(stretch: _Stretch, b: Floats, rows: _Bytes, delta: Floats, written: _Bytes) -> bool:
+    """Do it with a kernel, if there is one; false where something is odd."""
+    if stretch.kernel is None:
+        return False
+    # Of a single row BLAS adds up the terms in another order, which depends on how A lies in memory.
+    at = stretch.at if len(b) > 1 else stretch.a.T
+    with np.errstate(all="ignore"):
+        np.matmul(b, at, out=delta.reshape(len(b), -1))
+    return stretch.kernel(rows, delta, written) <= sums.LARGEST[stretch.of.info.type]
+
+
+def _add_plainly(base: BaseModel, stretch: _Stretch, b: Floats, rows: _Bytes) -> npt.NDArray[np.generic]:
     """Do it with numpy and gguf, which have a rule for everything."""
-    info, origin, pair = block.of
+    info, origin, pair = stretch.of
     with np.errstate(all="ignore"):  # of scales that are not finite
         weights = gguf.quants.dequantize(rows, origin.type).reshape(len(rows), pair.n_in)
-    values = with_delta(weights, block.b, block.at.T, source=base.source.name, tensor=info.name)
+    values = with_delta(weights, b, stretch.a, source=base.source.name, tensor=info.name)
     return quantized(values, info.type, source=base.source.name, tensor=info.name)
