@@ -14,9 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import gguf
+
 import ggcl_fast
 from ggcl_fast.batch.pool import process_pool
 from ggcl_fast.inspection import survey
+from ggcl_fast.readers.engine import Engine
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import contenders as c
@@ -87,6 +90,12 @@ def _parse(shape: str) -> Callable[[Path, Sizes], Pair]:
     return make
 
 
+def _prove(folder: Path, sizes: Sizes) -> Pair:
+    path = c.checkpoint(folder, c.SHAPES["7B"], sizes.small)
+    over = c.Pass.over(path)
+    return Pair(over.proved(path), over.structs())
+
+
 def _per_tensor(_: Path, sizes: Sizes) -> Pair:
     def opening(n_layer: int) -> tuple[c.Run, int]:
         data = checkpoint_bytes(Shape(n_layer=n_layer))
@@ -102,12 +111,16 @@ def _per_tensor(_: Path, sizes: Sizes) -> Pair:
     return Pair(many[0], few[0], work=(many[1], few[1]))
 
 
-def _small(theirs: Callable[[Path, Path], object]) -> Callable[[Path, Sizes], Pair]:
+def _small(*, known: bool) -> Callable[[Path, Sizes], Pair]:
     def make(folder: Path, sizes: Sizes) -> Pair:
         source, out = c.checkpoint(folder, c.SHAPES["7B"], sizes.small), folder / "out.gguf"
-        return Pair(
-            lambda: ggcl_fast.convert(source, out, engine="numba"), lambda: theirs(source, out), [out]
-        )  # fmt: skip
+
+        def ours() -> None:
+            if not known:
+                c.forget_shapes()
+            ggcl_fast.convert(source, out)
+
+        return Pair(ours, lambda: shutil.copyfile(source, out), [out])
 
     return make
 
@@ -129,6 +142,55 @@ def _large_process(theirs: Callable[[Path, Path], c.Run]) -> Callable[[Path, Siz
         return Pair(c.command(source, out), theirs(source, out), [out])
 
     return make
+
+
+def _merged_copy(folder: Path, sizes: Sizes) -> Pair:
+    base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large // 2)
+    out = folder / "out.gguf"
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "ggcl_fast",
+        "--quiet",
+        "--to",
+        "merged",
+        "--base",
+        base,
+        source,
+        out,
+    ]
+    return Pair(c.process(*command), c.process("cp", base, out), [out])
+
+
+def _merged(type: str) -> Callable[[Path, Sizes], Pair]:
+    def make(folder: Path, sizes: Sizes) -> Pair:
+        base, source = c.base_model(folder, gguf.GGMLQuantizationType[type], sizes.large // 4)
+        out = folder / "out.gguf"
+
+        def with_(engine: Engine) -> c.Run:
+            return lambda: ggcl_fast.convert(source, out, to="merged", base=base, engine=engine)
+
+        return Pair(with_("numba"), with_("python"), [out])
+
+    return make
+
+
+def _upon_base(folder: Path, sizes: Sizes) -> Pair:
+    base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large // 2)
+    outs = [folder / "out.gguf", folder / f"{base.stem}-out.gguf"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "ggcl_fast",
+        "--quiet",
+        "--to",
+        "adapter",
+        "--base",
+        base,
+        source,
+        outs[0],
+    ]
+    return Pair(c.process(*command), c.process("cp", base, outs[1]), outs)
 
 
 def _per_byte(folder: Path, sizes: Sizes) -> Pair:
@@ -226,10 +288,12 @@ COMPARISONS: Final = (
     Comparison("startup", "the command, 95 KB, start to finish", '`python -c "import gguf"`', 1.10, _startup),
     Comparison("parse", "the jitted pass, 582 records", "a `struct` loop", 0.02, _parse("7B")),
     Comparison("parse", "the jitted pass, 726 records", "a `struct` loop", 0.02, _parse("13B")),
+    Comparison("parse", "proving a known shape, 582 records, no numba", "a `struct` loop", 0.035, _prove),
     Comparison("parse", "opening, time per tensor at 10,000 tensors", "at 42 tensors", 1.2, _per_tensor),
-    Comparison("convert-small", "`convert`, 582 tensors, 2 MB", "`shutil.copyfile`", 1.5, _small(shutil.copyfile)),
+    Comparison("convert-small", "`convert`, 582 tensors, 2 MB", "`shutil.copyfile`", 1.3, _small(known=True)),
+    Comparison("convert-small", "the same, first of its shape", "`shutil.copyfile`", 3, _small(known=False)),
     Comparison("convert-small", "`convert` of an open checkpoint, 2 MB", "plain `GGUFWriter`", 0.1, _small_plain),
-    Comparison("convert-large", "`convert`, 2 GB", "`cp`", 0.8, _large_running),
+    Comparison("convert-large", "`convert`, 2 GB", "`cp`", 0.7, _large_running),
     Comparison(
         "convert-large", "the command, 2 GB, start to finish", "`cp`", 1.1,
         _large_process(lambda source, out: c.process("cp", source, out)),
@@ -239,14 +303,18 @@ COMPARISONS: Final = (
     ),
     Comparison("convert-large", "`convert`, time per byte at 2 GB", "at 1 MB", 1.2, _per_byte),
     Comparison("convert-large", "peak memory, 2 GB", "`import numpy, gguf`", 16, _memory, "MB"),
+    Comparison("merged", "the command, a base of 1 GB in F16", "`cp` of it", 2, _merged_copy),
+    Comparison("merged", "Q8_0, half a GB, with kernels", "with numpy and gguf.quants", 0.15, _merged("Q8_0")),
+    Comparison("merged", "Q4_0, half a GB, with kernels", "with numpy and gguf.quants", 0.15, _merged("Q4_0")),
+    Comparison("adapter", "the command, upon a base of 1 GB", "`cp` of it", 1.2, _upon_base),
     Comparison(
-        "batch", "`convert_many` by two warm workers, 2 MB a file", "`shutil.copyfile` by them", 1.5, _batch_copy,
+        "batch", "`convert_many` by two warm workers, 2 MB a file", "`shutil.copyfile` by them", 1.3, _batch_copy,
     ),
     Comparison("batch", "`convert_many` by two warm workers, 2 MB a file", "by one", 1 / 1.7, _batch_workers),
     Comparison("batch", "`convert`, 2 MB a file", "a shell loop over the command", None, _batch_shell),
     Comparison(
         "info", "the jitted pass over values, blocks of 1 MiB", "`isnan`, `isinf`, `min`, `max`, `dot`", 0.5, _values
     ),
-    Comparison("info", "`Checkpoint.summary`, 2 GB", "the same numbers with numpy", None, _summary),
+    Comparison("info", "`Checkpoint.summary`, 2 GB", "the same numbers with numpy", 0.4, _summary),
 )  # fmt: skip
 """All comparisons, in the order of the table."""

@@ -19,11 +19,11 @@ import numpy as np
 
 import ggcl_fast
 from ggcl_fast import readers
-from ggcl_fast.formats import layout
+from ggcl_fast.formats import gguf_writer, layout, schema
 from ggcl_fast.formats.schema import schemas
-from ggcl_fast.readers import engine
+from ggcl_fast.readers import engine, predict
 from ggcl_fast.storage import copying
-from ggcl_fast.storage.sources import SourceBuffer, read_at
+from ggcl_fast.storage.sources import SourceBuffer, SourceFile, read_at
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import SHAPE_7B, SHAPE_13B, Shape, write_checkpoint
 
@@ -60,6 +60,43 @@ def checkpoint(folder: Path, shape: Shape, nbytes: int) -> Path:
             write_checkpoint(file, scaled(shape, nbytes))
         os.sync()  # writing it back must not disturb what is timed
     return path
+
+
+def base_model(folder: Path, type: gguf.GGMLQuantizationType, nbytes: int) -> tuple[Path, Path]:
+    """Return a base model of about `nbytes` bytes with weights of `type`, and a checkpoint trained on it."""
+    path, source = folder / f"base-{type.name}-{nbytes}.gguf", folder / f"base-{type.name}-{nbytes}.ggcl"
+    block, block_bytes = gguf.GGML_QUANT_SIZES[type]
+    n_weights = nbytes // block_bytes * block
+    n_embd = min(4096, max(256, int((n_weights / 50) ** 0.5) // 256 * 256))
+    shape = replace(SHAPE_7B, n_layer=2, n_embd=n_embd, n_head=n_embd // 128)
+    in_layers = sum(n_in * n_out for (_, n_in, n_out), is_norm in weights_of(shape).items() if not is_norm)
+    shape = replace(shape, n_vocab=max(64, shape.n_vocab + (n_weights - in_layers) // (2 * n_embd)))
+    if path.exists():
+        return path, source
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.add_uint32("llama.attention.head_count", shape.n_head)
+    for (name, n_in, n_out), is_norm in weights_of(shape).items():
+        if is_norm:
+            writer.add_tensor(name, np.ones(n_in, np.float32))
+            continue
+        some = gguf.quants.quantize((0.02 * rng.standard_normal((64, n_in))).astype(np.float32), type)
+        writer.add_tensor(name, np.resize(some, (n_out, some.shape[1])), raw_dtype=type)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with source.open("wb") as file:
+        write_checkpoint(file, shape)
+    os.sync()
+    return path, source
+
+
+def weights_of(shape: Shape) -> dict[tuple[str, int, int], bool]:
+    """Return name, input and output length of all weights of a base model, and whether each is a norm."""
+    names = [name for lora in schemas(shape.n_layer) for name in lora.names[::2]]
+    lengths = [(a[2], b[2]) for a, b in zip(shape.lora_tensors()[::2], shape.lora_tensors()[1::2])]
+    return {(name.removesuffix(".lora_a"), n_in, n_out): "norm" in name for name, (n_in, n_out) in zip(names, lengths)}
 
 
 def tiny(folder: Path) -> Path:
@@ -154,6 +191,15 @@ class Pass:
         words = np.frombuffer(self.data, "<u4", len(self.data) // 4)
         size = len(self.data)
         return lambda: kernel(words, 0, size, self.plan, self.names, self.table, 0, 92, 0, 0)
+
+    def proved(self, path: Path) -> Run:
+        """Return the proof of a file of a known shape, without numba."""
+        source = SourceFile(path)
+        opened = readers.read(source)
+        (lora,) = schemas(opened.parameters.n_layer)
+        shape = predict.Shape(opened.parameters.n_vocab, opened.parameters.n_embd, tuple(opened.ranks.values()))
+        known = predict.predict(lora, shape, position=92, gguf=0, n_ff=opened.parameters.n_ff)
+        return lambda: predict.prove(source, known)
 
     def structs(self) -> Run:
         """Return the loop that it is compared with."""
@@ -254,6 +300,12 @@ print(peak)"""
 def warm(_: int) -> None:
     """Make a worker ready: modules imported, the pass compiled."""
     engine.compiled()
+
+
+def forget_shapes() -> None:
+    """Make the next file the first of its shape."""
+    for one in (schema._schema, predict.predict, predict.place_of_n_ff, gguf_writer._packed_infos):
+        one.cache_clear()
 
 
 def convert_one(source: Path, target: Path) -> int:

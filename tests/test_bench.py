@@ -69,7 +69,7 @@ def test_the_report_prints_a_row_for_each_result(
     assert report.main() == 0
     out = capsys.readouterr().out
     assert out.count("\n| ") == len(COMPARISONS)
-    assert out.count("| missed |") == 3
+    assert out.count("| missed |") == sum(1 for one in COMPARISONS if one.target is not None and one.target < 0.5)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     monkeypatch.setattr("sys.argv", [*argv, "--check"])
     assert report.main() == 1
