@@ -167,7 +167,7 @@ def head(
     alignment
         Of the tensor data.
     """
-    packed = bytearray()
+    packed = bytearray(beginning(b"", n_tensors, keys, version))
     offset = 0
     for info in infos:
         name = info.name.encode("utf-8", "surrogateescape")
@@ -176,8 +176,7 @@ def head(
         for number, nbytes in (len(info.dims), 4), *((dim, 8) for dim in info.dims), (info.type, 4), (offset, 8):
             packed += number.to_bytes(nbytes, "little")
         offset += _padded(info.nbytes, alignment)
-    start = beginning(bytes(packed), n_tensors, keys, version)
-    return start, _padded(len(start), alignment) + offset
+    return bytes(packed), _padded(len(packed), alignment) + offset
 
 
 def _padded(nbytes: int, alignment: int) -> int:

@@ -1,7 +1,7 @@
 """Reading a ggcl file: bytes in, `Checkpoint` out.
 
 Nothing that the file says is believed before it is compared with what the file has: no count is used to allocate
-before `schema.smallest_size` has shown that it can be true.  The sweep finds where a record is wrong; `_explain`
+before `predict.smallest` has shown that it can be true.  The sweep finds where a record is wrong; `_explain`
 reads that record once more, slowly, and says what is wrong, so that every such message is made in one place.
 """
 
@@ -27,10 +27,10 @@ from ..formats.layout import (
     RECORD,
     TENSOR,
 )
-from ..formats.schema import MODULES, N_FF, OPTIMIZER_TENSORS, n_records, schemas, smallest_size
+from ..formats.schema import N_FF, OPTIMIZER_TENSORS, n_records, schemas
 from ..storage.sources import Source, read_at
 from .engine import Engine, check_engine, pick_engine, walk
-from .predict import Shape, predict_in, prove
+from .predict import RANKS, Shape, predict_in, prove, smallest
 
 __all__ = ["read", "written_n_ff"]
 
@@ -42,9 +42,7 @@ _LARGEST_NAME_SHOWN: Final = 256
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     """Read the ggcl file that `source` holds; raises as `readers.open_checkpoint` does."""
-    header = _header(source)
-    ranks = {m.rank: header[m.rank] for m in MODULES}
-    shape = Shape(header["n_vocab"], header["n_embd"], tuple(ranks.values()))
+    header, shape = _header(source)
     n_lora = n_records(header["n_layer"])
     check_engine(engine)
     chosen = pick_engine(engine, n_lora) if engine == "numba" else None
@@ -103,7 +101,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
             n_ff=n_ff or written_n_ff(header),
             n_head_kv=header["n_head"],
         ),
-        ranks,
+        shape.ranks_by_name,
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
         _optimizer(source, name, fixed, position),
         tuple(names),
@@ -139,22 +137,23 @@ def _refuse(
     raise CheckpointError(source=source.name, field=of + field, offset=offset, expected=expected, found=found[field])
 
 
-def _header(source: Source) -> dict[str, int]:
+def _header(source: Source) -> tuple[dict[str, int], Shape]:
     """Read the fixed header and hold its numbers against each other and against the size of the file."""
     header = _fields(source, HEADER, 0, "header")
     if header["version"] != GGCL_VERSION:
         _refuse(source, HEADER, 0, "version", f"{GGCL_VERSION}, the only one ever written", header)
-    for field in ("n_vocab", "n_embd", *(m.rank for m in MODULES)):
-        if header[field] == 0:
-            _refuse(source, HEADER, 0, field, "at least 1", header)
+    shape = Shape(header["n_vocab"], header["n_embd"], tuple(map(header.__getitem__, RANKS)))
+    if not (shape.n_vocab and shape.n_embd and all(shape.ranks)):
+        field = next(field for field in ("n_vocab", "n_embd", *RANKS) if header[field] == 0)
+        _refuse(source, HEADER, 0, field, "at least 1", header)
 
-    needed = HEADER.itemsize + smallest_size(header["n_layer"], header, header)
+    needed = HEADER.itemsize + smallest(shape, header["n_layer"])
     if needed > source.size:
         raise TruncatedError(
             "the header announces more than the file holds", source=source.name, field="header", offset=0,
             expected=f"at least {needed} bytes", found=source.size,
         )  # fmt: skip
-    return header
+    return header, shape
 
 
 def written_n_ff(header: dict[str, int]) -> int:

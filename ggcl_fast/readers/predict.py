@@ -21,11 +21,15 @@ from ..formats.layout import ALIGNMENT, RECORD, TENSOR
 from ..formats.schema import MODULES, N_FF, Schema, smallest_size
 from ..storage.sources import Source, read_at
 
-__all__ = ["Prediction", "Shape", "place_of_n_ff", "predict", "predict_in", "prove"]
+__all__ = ["RANKS", "Prediction", "Shape", "place_of_n_ff", "predict", "predict_in", "prove", "smallest"]
 
 _HEAD_WORDS: Final = RECORD.itemsize // 4 + 2  # with two dims
 _NE1_WORD: Final = _HEAD_WORDS - 1
 _KEPT: Final = 4  # predictions; one of 128 layers takes 0.7 MB
+
+
+RANKS: Final = tuple(module.rank for module in MODULES)
+"""Fields of `layout.HEADER` with the ranks, in the order of `schema.MODULES`."""
 
 
 class Prediction(NamedTuple):
@@ -53,12 +57,12 @@ class Shape(NamedTuple):
     n_vocab: int
     n_embd: int
     ranks: tuple[int, ...]
-    """In the order of `schema.MODULES`."""
+    """In the order of `RANKS`."""
 
     @property
     def ranks_by_name(self) -> dict[str, int]:
         """The ranks as `schema.Schema.expected` takes them."""
-        return {module.rank: rank for module, rank in zip(MODULES, self.ranks)}
+        return dict(zip(RANKS, self.ranks))
 
     @property
     def dims(self) -> dict[str, int]:
@@ -68,6 +72,12 @@ class Shape(NamedTuple):
     def expected(self, schema: Schema) -> npt.NDArray[np.int64]:
         """Return what `schema.Schema.expected` gives for it."""
         return schema.expected(self.ranks_by_name, self.dims)
+
+
+@functools.lru_cache(maxsize=8 * _KEPT)
+def smallest(shape: Shape, n_layer: int, n_ff: int = 1) -> int:
+    """Return the bytes that the records of `n_layer` layers take at least, see `schema.smallest_size`."""
+    return smallest_size(n_layer, shape.ranks_by_name, {**shape.dims, "n_ff": n_ff})
 
 
 @functools.lru_cache(maxsize=_KEPT)
@@ -145,7 +155,7 @@ def predict_in(
         if not n_ff:
             return None
     # In Python's integers, so that nothing that follows can be too large for an int64.
-    if smallest_size(n_layer, shape.ranks_by_name, {**shape.dims, "n_ff": n_ff or 1}) > source.size:
+    if smallest(shape, n_layer, n_ff or 1) > source.size:
         return None
     return predict(schema, shape, position=position, gguf=gguf, n_ff=n_ff)
 
