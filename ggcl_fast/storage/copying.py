@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -18,12 +20,14 @@ import numpy.typing as npt
 
 from .outputs import LONGEST_GATHER, Writer
 from .sources import Source
+from .system import n_cpus
 
-__all__ = ["BLOCK", "Progress", "Stretch", "copy_patched", "copy_tensors", "read_ahead"]
+__all__ = ["BLOCK", "Progress", "Stretch", "copy_patched", "copy_tensors", "in_order", "read_ahead"]
 
 BLOCK: Final = 1 << 20
 """Bytes of a block; more falls out of cache, less costs calls."""
 _AHEAD: Final = 4  # blocks in flight
+_WAITING: Final = 2  # pieces of work that are done, or not begun, besides one for each thread
 _WIDEST_GAP: Final = 1 << 16  # bytes between two tensors that are read along rather than skipped
 _PIECE: Final = 32  # bytes of a tensor that are worth a place in a block that it does not fit into
 
@@ -45,6 +49,8 @@ class Stretch(Protocol):
 
 
 _S = TypeVar("_S", bound=Stretch)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class _Block(NamedTuple):
@@ -183,6 +189,28 @@ def _blocks(offsets: Sequence[int], sizes: Sequence[int], alignment: int) -> Ite
             offset = stop
     if cuts:
         yield _Block(start, stop, cuts)
+
+
+def in_order(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R]]:
+    """Do `work` on each of `items` by as many threads as there are processors; yield item and result, in order.
+
+    A few are in work at a time.  What goes wrong is raised when its turn comes, and all threads have ended when the
+    iterator has.
+    """
+    n_threads = n_cpus()
+    pool = ThreadPoolExecutor(n_threads, "ggcl_fast-worker")
+    begun: deque[tuple[_T, Future[_R]]] = deque()
+    try:
+        for item in items:
+            begun.append((item, pool.submit(work, item)))
+            if len(begun) > n_threads + _WAITING:
+                first, future = begun.popleft()
+                yield first, future.result()
+        while begun:
+            first, future = begun.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_ahead(source: Source, blocks: Iterator[_S]) -> Iterator[tuple[_S, memoryview, Callable[[], object]]]:

@@ -11,7 +11,6 @@ import functools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 import gguf
@@ -24,7 +23,7 @@ from ..formats.gguf_tensors import GGUFTensor
 from ..formats.gguf_writer import TensorInfo
 from ..formats.numbers import Floats, quantized, with_delta
 from ..readers.engine import Engine, can_compile, check_engine
-from ..storage.system import n_cpus
+from ..storage.copying import in_order
 from .base_model import BaseModel
 from .deltas import lora_a, lora_b
 
@@ -33,8 +32,7 @@ __all__ = ["Changed", "Rows", "add_deltas", "pick_kernel"]
 _Type = gguf.GGMLQuantizationType
 _Bytes = npt.NDArray[np.uint8]
 _ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
-_TOGETHER: Final = 8  # blocks that are read and written together
-_AHEAD: Final = 2  # stretches of blocks in work besides one for each thread
+_TOGETHER: Final = 1 << 20  # bytes that are read and written together
 _START_COLD: Final = 150_000_000  # weights to which numpy adds in the time that numba's import and start take
 _START_IMPORTED: Final = 90_000_000  # the same where numba is imported already
 
@@ -144,28 +142,12 @@ def add_deltas(
         A finite value would become something else, or a file changed while it was read.
     """
     rooms: deque[_Room] = deque()
-    work: deque[tuple[_Stretch, Future[tuple[_Room, memoryview]]]] = deque()
-    n_threads = n_cpus()
-    pool = ThreadPoolExecutor(n_threads, "ggcl_fast-adder")
-    try:
-        for stretch in _stretches(checkpoint, changed, kernels):
-            work.append((stretch, pool.submit(_add, base, stretch, rooms)))
-            if len(work) > n_threads + _AHEAD:
-                yield from _finished(work, rooms)
-        while work:
-            yield from _finished(work, rooms)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(work: deque[tuple[_Stretch, Future[tuple[_Room, memoryview]]]], rooms: deque[_Room]) -> Iterator[Rows]:
-    """Yield the stretch that was begun first."""
-    stretch, future = work.popleft()
-    room, data = future.result()
-    n_rows = len(stretch.b)
-    last = stretch.first + n_rows == stretch.of.pair.n_out
-    yield Rows(stretch.of, data, n_rows * stretch.bytes_read, last)
-    rooms.append(room)
+    stretches = _stretches(checkpoint, changed, kernels)
+    for stretch, (room, data) in in_order(functools.partial(_add, base, rooms), stretches):
+        n_rows = len(stretch.b)
+        last = stretch.first + n_rows == stretch.of.pair.n_out
+        yield Rows(stretch.of, data, n_rows * stretch.bytes_read, last)
+        rooms.append(room)
 
 
 def _stretches(
@@ -177,11 +159,12 @@ def _stretches(
         at = np.ascontiguousarray(a.T)
         kernel = kernels.get(one.origin.type) if one.info.type == one.origin.type else None
         n_rows = max(1, _ROWS // (4 * pair.n_in))
-        for first in range(0, pair.n_out, _TOGETHER * n_rows):
-            yield _Stretch(one, first, n_rows, b[first : first + _TOGETHER * n_rows], a, at, kernel)
+        n_together = max(1, _TOGETHER // (n_rows * (one.origin.nbytes // pair.n_out))) * n_rows
+        for first in range(0, pair.n_out, n_together):
+            yield _Stretch(one, first, n_rows, b[first : first + n_together], a, at, kernel)
 
 
-def _add(base: BaseModel, stretch: _Stretch, rooms: deque[_Room]) -> tuple[_Room, memoryview]:
+def _add(base: BaseModel, rooms: deque[_Room], stretch: _Stretch) -> tuple[_Room, memoryview]:
     """Read a stretch, add its delta, and return its bytes and the room that they are in."""
     n_in, n_rows, n_total = stretch.of.pair.n_in, stretch.n_rows, len(stretch.b)
     bytes_read, bytes_written = stretch.bytes_read, stretch.bytes_written

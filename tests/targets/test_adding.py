@@ -90,7 +90,7 @@ def test_a_base_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.
     read_into = SourceFile.read_into
 
     def broken(self: SourceFile, offset: int, buffer: memoryview) -> None:
-        if offset > 2_000_000 and threading.current_thread().name.startswith("ggcl_fast-adder"):
+        if offset > 2_000_000 and threading.current_thread().name.startswith("ggcl_fast-worker"):
             raise OSError(5, "Input/output error", self.name)
         read_into(self, offset, buffer)
 

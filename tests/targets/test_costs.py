@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 import ggcl_fast
+from ggcl_fast.storage.system import n_cpus
 from ggcl_fast.targets.base_model import BaseModel
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes, write_checkpoint
 
@@ -22,7 +23,8 @@ MEMORY: Final = 8
 """Times the file, where it is made of very many small tensors."""
 HELD: Final = 4
 """Times the largest tensor of a pair, where tensors are large."""
-CONSTANT: Final = 8 << 20
+CONSTANT: Final = (8 << 20) + (3 << 20) * n_cpus()
+"""Bytes besides: blocks, of which each processor has some in work."""
 ROUTES: Final[dict[str, tuple[str, bool]]] = {
     "checkpoint": ("checkpoint", False), "adapter": ("adapter", False), "adapter upon a base": ("adapter", True),
     "merged": ("merged", True), "peft": ("peft", False), "peft with a base": ("peft", True),
