@@ -7,7 +7,6 @@ reads that record once more, slowly, and says what is wrong, so that every such 
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any, Final, NoReturn
 
@@ -30,7 +29,7 @@ from ..formats.layout import (
 from ..formats.schema import N_FF, OPTIMIZER_TENSORS, n_records, schemas
 from ..storage.sources import Source, read_at
 from .engine import Engine, check_engine, pick_engine, walk
-from .predict import RANKS, Shape, predict_in, prove, smallest
+from .predict import RANKS, Shape, joined, known, predict_in, predict_state, prove, smallest
 
 __all__ = ["read", "written_n_ff"]
 
@@ -47,8 +46,9 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     check_engine(engine)
     chosen = pick_engine(engine, n_lora) if engine == "numba" else None
 
-    tables: list[npt.NDArray[np.void]] = []  # piece by piece: a file that lies is found out before the next one
-    names: list[str] = []
+    # Piece by piece: a file that lies is found out before the next one.
+    pieces: list[tuple[tuple[str, ...], npt.NDArray[np.void]]] = []
+    n_found = 0
     renamed: list[str] = []  # what the first one ought to be called
     position, gguf, n_ff = HEADER.itemsize, 0, 0
     for lora in schemas(header["n_layer"]):
@@ -56,43 +56,42 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         if prediction is not None and source.far:
             source.prefetch([*prediction.table["record"].tolist(), prediction.position])
         if prediction is not None and engine != "numba" and prove(source, prediction):
-            tables.append(prediction.table)
+            pieces.append((lora.names, prediction.table))
             position, gguf, n_ff = prediction.position, prediction.gguf, prediction.n_ff
         else:
-            chosen = chosen or pick_engine(engine, n_lora - len(names))
+            chosen = chosen or pick_engine(engine, n_lora - n_found)
             expected = shape.expected(lora)
-            tables.append(table := np.zeros(len(expected), TENSOR))
+            pieces.append((lora.names, table := np.zeros(len(expected), TENSOR)))
             index, position, gguf, n_ff = walk(
                 source, expected, lora.name_words, table, position=position, gguf=gguf, n_ff=n_ff, engine=chosen
             )
             if index < len(expected):
-                _explain(source, len(names) + index, lora.names[index], expected[index], position, n_ff)
+                _explain(source, n_found + index, lora.names[index], expected[index], position, n_ff)
             renamed = renamed or [lora.source_name(int(row)) for row in np.flatnonzero(table["renamed"])[:1]]
-        names += lora.names
+        n_found += len(lora.names)
 
-    n_elements = sum(int(table["nbytes"].sum()) for table in tables) // 4
+    n_elements = sum(int(table["nbytes"].sum()) for _, table in pieces) // 4
     fixed = _optimizer_header(source, position, n_elements)
     name = _which_optimizer(source, position, fixed)
-    tensors = OPTIMIZER_TENSORS[name]
-    expected = _optimizer_records(name, fixed)
-    state = np.zeros(len(tensors), TENSOR)
-    index, position, _, _ = walk(
-        source,
-        expected,
-        _NO_NAMES,
-        state,
-        position=position + OPTIMIZER.itemsize,
-        gguf=gguf,
-        engine=chosen or "python",
-    )
-    optimizer_names = [f"optimizer.{name}.{tensor}" for tensor, _ in tensors]
-    if index < len(tensors):
-        _explain(source, n_lora + index, optimizer_names[index], expected[index], position, 0)
+    position += OPTIMIZER.itemsize
+    dims = tuple(map(tuple, _optimizer_ne(name, fixed)))
+    predicted = predict_state(dims, position=position, gguf=gguf)
+    state = predicted.table
+    if engine != "numba" and prove(source, predicted):
+        position = predicted.position
+    else:
+        expected, state = _optimizer_records(dims), np.zeros(len(dims), TENSOR)
+        index, position, _, _ = walk(
+            source, expected, _NO_NAMES, state, position=position, gguf=gguf, engine=chosen or "python"
+        )
+        if index < len(dims):
+            tensor = f"optimizer.{name}.{OPTIMIZER_TENSORS[name][index][0]}"
+            _explain(source, n_lora + index, tensor, expected[index], position, 0)
 
-    present = expected[:, 0] > 0
-    names += itertools.compress(optimizer_names, present)
-    # As plain bytes: numpy copies structured rows field by field.
-    table = np.concatenate([_rows(one) for one in (*tables, state[present])]).view(TENSOR)
+    if len(pieces) == 1 and prediction is not None and pieces[0][1] is prediction.table and state is predicted.table:
+        names, table = known(lora, prediction, name, predicted)
+    else:
+        names, table = joined(pieces, name, state)
     warnings = (_renamed_warning(source, renamed[0], table[:n_lora]),) if renamed else ()
     return Checkpoint(
         source,
@@ -104,15 +103,10 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         shape.ranks_by_name,
         Training(header["train_its"], header["train_samples"], header["train_tokens"]),
         _optimizer(source, name, fixed, position),
-        tuple(names),
+        names,
         table,
         warnings,
     )
-
-
-def _rows(table: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """Return `table` as plain bytes: numpy copies structured rows field by field."""
-    return table.view(f"V{TENSOR.itemsize}")
 
 
 _PARAMETERS: Final = ("n_vocab", "n_embd", "n_mult", "n_head", "n_layer", "n_rot")
@@ -182,11 +176,11 @@ def _optimizer_ne(name: str, fixed: dict[str, int]) -> list[list[int]]:
     return [ne if ne[0] else [] for ne in dims]
 
 
-def _optimizer_records(name: str, fixed: dict[str, int]) -> npt.NDArray[np.int64]:
-    """Return what `sweep.sweep` expects of the optimizer's records."""
-    expected = np.zeros((len(OPTIMIZER_TENSORS[name]), 5), np.int64)
+def _optimizer_records(dims: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:
+    """Return what `sweep.sweep` expects of the optimizer's records, of these dims."""
+    expected = np.zeros((len(dims), 5), np.int64)
     expected[:, 2] = 1
-    for row, ne in enumerate(_optimizer_ne(name, fixed)):
+    for row, ne in enumerate(dims):
         expected[row, 0] = len(ne)
         expected[row, 1 : 1 + len(ne)] = ne
     return expected

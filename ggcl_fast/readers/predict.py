@@ -12,16 +12,29 @@ says what is wrong, and takes what is odd and can be read.  The answer is the sa
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..formats.layout import ALIGNMENT, RECORD, TENSOR
-from ..formats.schema import MODULES, N_FF, Schema, smallest_size
+from ..formats.schema import MODULES, N_FF, OPTIMIZER_TENSORS, Schema, smallest_size
 from ..storage.sources import Source, read_at
 
-__all__ = ["RANKS", "Prediction", "Shape", "place_of_n_ff", "predict", "predict_in", "prove", "smallest"]
+__all__ = [
+    "RANKS",
+    "Prediction",
+    "Shape",
+    "place_of_n_ff",
+    "predict",
+    "predict_in",
+    "predict_state",
+    "prove",
+    "smallest",
+]
 
 _HEAD_WORDS: Final = RECORD.itemsize // 4 + 2  # with two dims
 _NE1_WORD: Final = _HEAD_WORDS - 1
@@ -32,8 +45,9 @@ RANKS: Final = tuple(module.rank for module in MODULES)
 """Fields of `layout.HEADER` with the ranks, in the order of `schema.MODULES`."""
 
 
-class Prediction(NamedTuple):
-    """Records that follow each other."""
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Records that follow each other.  Equal to itself alone, so that it can be a key of a cache."""
 
     table: npt.NDArray[np.void]
     """(n,) `layout.TENSOR`, read-only."""
@@ -47,7 +61,7 @@ class Prediction(NamedTuple):
     """Byte offset of what follows."""
     gguf: int
     """Offset in the GGUF data section of what follows."""
-    n_ff: int
+    n_ff: int = 0
     """Feed-forward length that they have."""
 
 
@@ -158,6 +172,54 @@ def predict_in(
     if smallest(shape, n_layer, n_ff or 1) > source.size:
         return None
     return predict(schema, shape, position=position, gguf=gguf, n_ff=n_ff)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def predict_state(dims: tuple[tuple[int, ...], ...], *, position: int, gguf: int) -> Prediction:
+    """Predict the optimizer's records, which have no names: of these dims, none for an absent one."""
+    table = np.zeros(len(dims), TENSOR)
+    words: list[int] = []
+    places: list[int] = []
+    begins = [0]
+    for row, ne in zip(table, dims):
+        words += (len(ne), 0, 0, *ne)
+        places += range(position // 4, position // 4 + RECORD.itemsize // 4 + len(ne))
+        begins.append(len(words))
+        ne0, ne1 = (*ne, 1, 1)[:2] if ne else (0, 1)
+        offset = -(-(position + RECORD.itemsize + 4 * len(ne)) // ALIGNMENT) * ALIGNMENT
+        nbytes = 4 * ne0 * ne1
+        for field, value in (
+            ("record", position), ("offset", offset), ("nbytes", nbytes), ("ne0", ne0), ("ne1", ne1),
+            ("n_dims", len(ne)), ("gguf_offset", gguf),
+        ):  # fmt: skip
+            row[field] = value
+        position, gguf = offset + nbytes, gguf + -(-nbytes // ALIGNMENT) * ALIGNMENT
+    table.flags.writeable = False
+    some = np.array(words, np.uint32), np.array(places, np.int64), np.array(begins, np.int64)
+    return Prediction(table, *some, position, gguf)
+
+
+def joined(
+    pieces: Sequence[tuple[tuple[str, ...], npt.NDArray[np.void]]], optimizer: str, state: npt.NDArray[np.void]
+) -> tuple[tuple[str, ...], npt.NDArray[np.void]]:
+    """Return names and rows of all tensors that are there: LoRA tensors, then those of the optimizer's state."""
+    present = state["n_dims"] > 0
+    of_state = [f"optimizer.{optimizer}.{name}" for name, _ in OPTIMIZER_TENSORS[optimizer]]
+    names = itertools.chain(*(names for names, _ in pieces), itertools.compress(of_state, present))
+    # As plain bytes: numpy copies structured rows field by field.
+    raw = f"V{TENSOR.itemsize}"
+    tables = [table.view(raw) for _, table in pieces]
+    return tuple(names), np.concatenate([*tables, state[present].view(raw)]).view(TENSOR)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def known(
+    schema: Schema, prediction: Prediction, optimizer: str, state: Prediction
+) -> tuple[tuple[str, ...], npt.NDArray[np.void]]:
+    """Return what `joined` does where all was predicted, the same objects for the next file of the shape."""
+    names, table = joined([(schema.names, prediction.table)], optimizer, state.table)
+    table.flags.writeable = False
+    return names, table
 
 
 def prove(source: Source, prediction: Prediction) -> bool:
