@@ -251,7 +251,8 @@ def test_signals_leave_no_temporary_file(to: str, number: int, tmp_path: Path) -
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode in (0, 128 + number), said
-    assert tree(out) == (FILES[to] if process.returncode == 0 else set())
+    # A signal that comes in the last moment finds all in place, which nothing undoes any more.
+    assert tree(out) == FILES[to] or (process.returncode and tree(out) == set())
 
 
 def test_a_folder_that_a_killed_process_had_set_aside_comes_back(tmp_path: Path) -> None:
