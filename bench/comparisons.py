@@ -147,19 +147,7 @@ def _large_process(theirs: Callable[[Path, Path], c.Run]) -> Callable[[Path, Siz
 def _merged_copy(folder: Path, sizes: Sizes) -> Pair:
     base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large // 2)
     out = folder / "out.gguf"
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "ggcl_fast",
-        "--quiet",
-        "--to",
-        "merged",
-        "--base",
-        base,
-        source,
-        out,
-    ]
-    return Pair(c.process(*command), c.process("cp", base, out), [out])
+    return Pair(c.command("--quiet", "--to", "merged", "--base", base, source, out), c.process("cp", base, out), [out])
 
 
 def _merged(type: str) -> Callable[[Path, Sizes], Pair]:
@@ -178,19 +166,8 @@ def _merged(type: str) -> Callable[[Path, Sizes], Pair]:
 def _upon_base(folder: Path, sizes: Sizes) -> Pair:
     base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large // 2)
     outs = [folder / "out.gguf", folder / f"{base.stem}-out.gguf"]
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "ggcl_fast",
-        "--quiet",
-        "--to",
-        "adapter",
-        "--base",
-        base,
-        source,
-        outs[0],
-    ]
-    return Pair(c.process(*command), c.process("cp", base, outs[1]), outs)
+    ours = c.command("--quiet", "--to", "adapter", "--base", base, source, outs[0])
+    return Pair(ours, c.process("cp", base, outs[1]), outs)
 
 
 def _per_byte(folder: Path, sizes: Sizes) -> Pair:

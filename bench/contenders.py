@@ -268,9 +268,9 @@ def process(*command: str | Path) -> Run:
     return lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
-def command(source: Path, target: Path) -> Run:
+def command(*arguments: str | Path) -> Run:
     """Return a run of the command, start to finish."""
-    return process(sys.executable, "-m", "ggcl_fast", source, target)
+    return process(sys.executable, "-m", "ggcl_fast", *arguments)
 
 
 def script(source: Path, target: Path) -> Run:

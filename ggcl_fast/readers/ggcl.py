@@ -44,7 +44,8 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     header, shape = _header(source)
     n_lora = n_records(header["n_layer"])
     check_engine(engine)
-    chosen = pick_engine(engine, n_lora) if engine == "numba" else None
+    predicts = engine != "numba"
+    chosen = None if predicts else pick_engine(engine, n_lora)
 
     # Piece by piece: a file that lies is found out before the next one.
     pieces: list[tuple[tuple[str, ...], npt.NDArray[np.void]]] = []
@@ -52,10 +53,12 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     renamed: list[str] = []  # what the first one ought to be called
     position, gguf, n_ff = HEADER.itemsize, 0, 0
     for lora in schemas(header["n_layer"]):
-        prediction = predict_in(source, lora, shape, header["n_layer"], position=position, gguf=gguf, n_ff=n_ff)
+        prediction = None
+        if predicts or source.far:
+            prediction = predict_in(source, lora, shape, header["n_layer"], position=position, gguf=gguf, n_ff=n_ff)
         if prediction is not None and source.far:
             source.prefetch([*prediction.table["record"].tolist(), prediction.position])
-        if prediction is not None and engine != "numba" and prove(source, prediction):
+        if prediction is not None and predicts and prove(source, prediction):
             pieces.append((lora.names, prediction.table))
             position, gguf, n_ff = prediction.position, prediction.gguf, prediction.n_ff
         else:
@@ -77,7 +80,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     dims = tuple(map(tuple, _optimizer_ne(name, fixed)))
     predicted = predict_state(dims, position=position, gguf=gguf)
     state = predicted.table
-    if engine != "numba" and prove(source, predicted):
+    if predicts and prove(source, predicted):
         position = predicted.position
     else:
         expected, state = _optimizer_records(dims), np.zeros(len(dims), TENSOR)

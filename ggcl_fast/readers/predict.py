@@ -5,7 +5,7 @@ one: nothing depends on what was found before.  Offsets, sizes and all words of 
 the dims, the ranks and n_ff, which stands in the first record of w1 at a place that does not depend on it.  They are
 computed once a shape; a file is proved by one gather of these words and one comparison.
 
-A file that deviates is not proved from the first deviating record on, and is swept instead, see `sweep`: that alone
+Records that are not all as predicted, up to 128 layers of them at a time, are swept instead, see `sweep`: that alone
 says what is wrong, and takes what is odd and can be read.  The answer is the same either way.
 """
 
@@ -25,21 +25,13 @@ from ..formats.schema import MODULES, N_FF, OPTIMIZER_TENSORS, Schema, smallest_
 from ..storage.sources import Source, read_at
 
 __all__ = [
-    "RANKS",
-    "Prediction",
-    "Shape",
-    "place_of_n_ff",
-    "predict",
-    "predict_in",
-    "predict_state",
-    "prove",
-    "smallest",
-]
+    "RANKS", "Prediction", "Shape", "joined", "known", "place_of_n_ff", "predict", "predict_in", "predict_state",
+    "prove", "smallest",
+]  # fmt: skip
 
 _HEAD_WORDS: Final = RECORD.itemsize // 4 + 2  # with two dims
 _NE1_WORD: Final = _HEAD_WORDS - 1
 _KEPT: Final = 4  # predictions; one of 128 layers takes 0.7 MB
-
 
 RANKS: Final = tuple(module.rank for module in MODULES)
 """Fields of `layout.HEADER` with the ranks, in the order of `schema.MODULES`."""

@@ -12,8 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,9 @@ import numpy.typing as npt
 from .outputs import LONGEST_GATHER, Writer
 from .sources import Source
 from .system import n_cpus
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["BLOCK", "Progress", "Stretch", "copy_patched", "copy_tensors", "in_order", "read_ahead"]
 
@@ -197,6 +199,8 @@ def in_order(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T
     A few are in work at a time.  What goes wrong is raised when its turn comes, and all threads have ended when the
     iterator has.
     """
+    from concurrent.futures import ThreadPoolExecutor  # a copy does without
+
     n_threads = n_cpus()
     pool = ThreadPoolExecutor(n_threads, "ggcl_fast-worker")
     begun: deque[tuple[_T, Future[_R]]] = deque()

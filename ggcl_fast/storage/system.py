@@ -18,15 +18,8 @@ import sys
 from typing import Any, Final
 
 __all__ = [
-    "exchange",
-    "is_linked",
-    "is_there",
-    "is_written_elsewhere",
-    "lock",
-    "n_cpus",
-    "rename_to_free_name",
-    "reserve",
-]
+    "exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "n_cpus", "rename_to_free_name", "reserve",
+]  # fmt: skip
 
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
