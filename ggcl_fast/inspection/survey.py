@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..readers.engine import Engine, can_compile, check_engine
+from ..readers.engine import Engine, Start, can_compile, check_engine
 
 __all__ = [
     "LARGEST_BLOCK", "PLAIN", "Doubles", "Floats", "Kernels", "Values", "compiled", "gram", "gram_plainly",
@@ -253,17 +252,14 @@ PLAIN: Final = Kernels(survey_plainly, gram_plainly)
 """What needs no numba."""
 
 
-_START_COLD: Final = 4 << 30  # bytes that numpy goes through in the time that numba's import and start take
-_START_IMPORTED: Final = 7 << 29  # the same where numba is imported already
-
-_surveyed = 0  # bytes surveyed without numba in this process
+_start: Final = Start(cold=4 << 30, imported=7 << 29)  # in bytes
 
 
 def pick_engine(engine: Engine, nbytes: int) -> Kernels:
     """Return what is to go through the next `nbytes` bytes: what `engine` says, or for "auto" what pays.
 
-    The rule is that of `engine.pick_engine`, by bytes, and the next file's are known: a file so large that it repays
-    numba's start is gone through by the compiled pass from its first byte on.
+    The rule is that of `engine.Start`, by bytes: a file so large that it repays numba's start is gone through by the
+    compiled pass from its first byte on.
 
     Measured on 2 cores of an AMD EPYC (Milan), Python 3.11, numba 0.68: a checkpoint of rank 4 or 16 takes numpy
     290 us a MiB and the compiled pass 120 to 135 us; numba's import takes 0.25 s and the compilation 1.05 s.
@@ -275,13 +271,9 @@ def pick_engine(engine: Engine, nbytes: int) -> Kernels:
     ModuleNotFoundError
         `engine` is "numba", and numba is missing or broken.
     """
-    global _surveyed
     check_engine(engine)
-    if engine == "auto" and not compiled.cache_info().currsize:
-        price = _START_IMPORTED if "numba" in sys.modules else _START_COLD
-        if _surveyed + nbytes <= price:
-            _surveyed += nbytes
-            engine = "python"
+    if engine == "auto" and not compiled.cache_info().currsize and not _start.pays_for(nbytes):
+        engine = "python"
     if engine != "python" and can_compile(compiled, engine):
         return compiled()
     return PLAIN._replace(survey=functools.partial(survey_plainly, wide=np.empty(LARGEST_BLOCK // 4)))

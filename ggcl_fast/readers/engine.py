@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..formats.layout import TENSOR
 from .sweep import MORE, sweep
 
-__all__ = ["ENGINES", "Engine", "can_compile", "check_engine", "compiled", "pick_engine", "walk"]
+__all__ = ["ENGINES", "Engine", "Start", "can_compile", "check_engine", "compiled", "pick_engine", "walk"]
 
 Engine = Literal["auto", "numba", "python"]
 ENGINES: Final[tuple[Engine, ...]] = ("auto", "numba", "python")
@@ -64,6 +64,28 @@ def _problem_with(build: Callable[[], object]) -> str | None:
 def _is_switched_off() -> bool:
     """Tell whether NUMBA_DISABLE_JIT is set: nothing is compiled then, and numpy's integers, left to Python, wrap."""
     return bool(sys.modules["numba"].config.DISABLE_JIT)
+
+
+class Start:
+    """What numba's start costs, for passes whose next piece of work is known: the rule of `pick_engine`, looking ahead.
+
+    Parameters
+    ----------
+    cold, imported
+        Work that is done without numba in the time that its import and start take, and its start alone.
+    """
+
+    def __init__(self, *, cold: int, imported: int) -> None:
+        self._prices = cold, imported
+        self.done = 0
+        """Work done without numba in this process."""
+
+    def pays_for(self, work: int) -> bool:
+        """Tell whether numba is to do the next `work`; if not, it is done without."""
+        if self.done + work > self._prices["numba" in sys.modules]:
+            return True
+        self.done += work
+        return False
 
 
 def pick_engine(engine: Engine, n_records: int) -> Literal["numba", "python"]:

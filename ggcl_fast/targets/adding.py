@@ -8,7 +8,6 @@ for and what it finds odd goes the way of `formats.numbers`, which gives the sam
 from __future__ import annotations
 
 import functools
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -22,7 +21,7 @@ from ..formats import sums
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.gguf_writer import TensorInfo
 from ..formats.numbers import Floats, quantized, with_delta
-from ..readers.engine import Engine, can_compile, check_engine
+from ..readers.engine import Engine, Start, can_compile, check_engine
 from ..storage.copying import in_order
 from .base_model import BaseModel
 from .deltas import lora_a, lora_b
@@ -33,10 +32,7 @@ _Type = gguf.GGMLQuantizationType
 _Bytes = npt.NDArray[np.uint8]
 _ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
 _TOGETHER: Final = 1 << 20  # bytes that are read and written together
-_START_COLD: Final = 150_000_000  # weights to which numpy adds in the time that numba's import and start take
-_START_IMPORTED: Final = 90_000_000  # the same where numba is imported already
-
-_added = 0  # weights added to without numba in this process
+_start: Final = Start(cold=150_000_000, imported=90_000_000)  # in weights
 
 
 class Changed(NamedTuple):
@@ -100,7 +96,7 @@ class _Stretch(NamedTuple):
 def pick_kernel(type: _Type, engine: Engine, n_weights: int) -> sums.Kernel | None:
     """Return what is to add to the next `n_weights` weights of this type; None for numpy.
 
-    The rule is that of `engine.pick_engine`, by weights, and the next model's are known.
+    The rule is that of `engine.Start`, by weights.
 
     Measured on 2 cores of an AMD EPYC (Milan), Python 3.11, numba 0.68: of a billion weights, two threads with numpy
     take 5 to 8 s, and with kernels 0.4 to 1.2 s; numba's import takes 0.25 s and a kernel's compilation 0.5 s.
@@ -112,15 +108,11 @@ def pick_kernel(type: _Type, engine: Engine, n_weights: int) -> sums.Kernel | No
     ModuleNotFoundError
         `engine` is "numba", and numba is missing or broken.
     """
-    global _added
     check_engine(engine)
     if engine == "python" or type not in sums.LARGEST:
         return None
-    if engine == "auto" and type not in _compiled:
-        price = _START_IMPORTED if "numba" in sys.modules else _START_COLD
-        if _added + n_weights <= price:
-            _added += n_weights
-            return None
+    if engine == "auto" and type not in _compiled and not _start.pays_for(n_weights):
+        return None
     if not can_compile(_BUILDERS[type], engine):
         return None
     _compiled.add(type)

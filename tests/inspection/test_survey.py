@@ -96,7 +96,7 @@ def test_small_files_do_not_wait_for_numba_and_large_ones_do_not_wait_for_numpy(
             return self
 
     monkeypatch.setattr(survey, "compiled", Cold())
-    monkeypatch.setattr(survey, "_surveyed", 0)
+    monkeypatch.setattr(survey._start, "done", 0)
     assert survey.pick_engine("numba", 1) is marks
     assert survey.pick_engine("python", 1 << 40) is not marks
     assert survey.pick_engine("auto", 95_308) is not marks

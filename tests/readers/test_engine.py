@@ -33,7 +33,7 @@ def no_numba(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     engine.compiled.cache_clear()
     survey.compiled.cache_clear()
     monkeypatch.setattr(engine, "_interpreted", 10**9)
-    monkeypatch.setattr(survey, "_surveyed", 10**12)
+    monkeypatch.setattr(survey._start, "done", 10**12)
     yield
     engine._problem_with.cache_clear()
 

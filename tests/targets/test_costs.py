@@ -100,13 +100,15 @@ def many_tensors(path: Path, n: int) -> int:
     return path.stat().st_size
 
 
+def layers(folder: Path, *numbers: int, rank: int = 1) -> list[tuple[Path, None, int]]:
+    """Write checkpoints of so many layers, without a base."""
+    paths = [folder / f"{n_layer}.ggcl" for n_layer in numbers]
+    return [(path, None, MEMORY * many_layers(path, n_layer, rank)) for path, n_layer in zip(paths, numbers)]
+
+
 @pytest.mark.parametrize("route", WITHOUT)
 def test_many_layers(route: str, tmp_path: Path) -> None:
-    sizes = []
-    for n_layer in (150, 1500):
-        path = tmp_path / f"{n_layer}.ggcl"
-        sizes.append((path, None, MEMORY * many_layers(path, n_layer)))
-    hold(route, sizes, tmp_path)
+    hold(route, layers(tmp_path, 150, 1500), tmp_path)
 
 
 @pytest.mark.parametrize("route", WITH_BASE)
@@ -149,8 +151,4 @@ def test_large_tensors(route: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("route", WITHOUT)
 def test_wide_ranks(route: str, tmp_path: Path) -> None:
     """Work of rank x rank for each pair would be seconds."""
-    sizes = []
-    for n_layer in (10, 100):
-        path = tmp_path / f"{n_layer}.ggcl"
-        sizes.append((path, None, MEMORY * many_layers(path, n_layer, rank=1024)))
-    hold(route, sizes, tmp_path)
+    hold(route, layers(tmp_path, 10, 100, rank=1024), tmp_path)
