@@ -1,6 +1,6 @@
 """``python -m bench``: run the suite, print the table of ratios beside their targets.
 
-python -m bench                                   # two minutes on two cores, 6 GB of disk
+python -m bench                                   # six minutes on two cores, 10 GB of disk
 python -m bench --large 4e9 --folder /mnt/bench   # larger, elsewhere
 python -m bench --json results.json --plot results.png --check
 """
@@ -67,7 +67,7 @@ def met(comparison: Comparison, found: dict[str, Any], tolerance: float = 0.0) -
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-    rows = ["| group | what | against | ratio | target | |", "|---|---|---|---|---|---|"]
+    rows = ["| group | what | against | ratio | quartiles | target | |", "|---|---|---|---|---|---|---|"]
     for one in COMPARISONS:
         if one.name not in found:
             continue
@@ -75,7 +75,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         target = "" if one.target is None else f"at most {one.target:.3g} {one.unit}"
         verdict = "" if one.target is None else "met" if met(one, result) else "missed"
         number = f"{result['result']:.1f}" if one.unit == "MB" else f"{result['result']:.3g}"
-        rows.append(f"| {one.group} | {one.ours} | {one.theirs} | {number} {one.unit} | {target} | {verdict} |")
+        spread = " to ".join(f"{quartile:.3g}" for quartile in result.get("quartiles", ()))
+        rows.append(
+            f"| {one.group} | {one.ours} | {one.theirs} | {number} {one.unit} | {spread} | {target} | {verdict} |"
+        )
     return "\n".join(rows)
 
 

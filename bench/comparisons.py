@@ -239,6 +239,22 @@ def _batch_workers(folder: Path, sizes: Sizes) -> Pair:
     )
 
 
+def _batch_engines(theirs: Engine) -> Callable[[Path, Sizes], Pair]:
+    """Return a maker of: many files by two new workers, with the engine that is chosen by itself, and with `theirs`."""
+
+    def make(folder: Path, sizes: Sizes) -> Pair:
+        paths, out = _batch(folder, sizes)
+        targets = [out / f"{number}.gguf" for number in range(6 * len(paths))]
+
+        def with_(engine: Engine) -> c.Run:
+            jobs = list(zip(paths * 6, targets))
+            return lambda: list(ggcl_fast.convert_many(jobs, max_workers=2, engine=engine, on_error="raise"))
+
+        return Pair(with_("auto"), with_(theirs), targets)
+
+    return make
+
+
 def _batch_shell(folder: Path, sizes: Sizes) -> Pair:
     paths, out = _batch(folder, replace(sizes, n_files=min(10, sizes.n_files)))
     targets = [out / (path.stem + ".gguf") for path in paths]
@@ -288,6 +304,8 @@ COMPARISONS: Final = (
         "batch", "`convert_many` by two warm workers, 2 MB a file", "`shutil.copyfile` by them", 1.3, _batch_copy,
     ),
     Comparison("batch", "`convert_many` by two warm workers, 2 MB a file", "by one", 1 / 1.7, _batch_workers),
+    Comparison("batch", "600 files of 2 MB by two new workers", "with engine python", 1.1, _batch_engines("python")),
+    Comparison("batch", "600 files of 2 MB by two new workers", "with engine numba", 1.1, _batch_engines("numba")),
     Comparison("batch", "`convert`, 2 MB a file", "a shell loop over the command", None, _batch_shell),
     Comparison(
         "info", "the jitted pass over values, blocks of 1 MiB", "`isnan`, `isinf`, `min`, `max`, `dot`", 0.5, _values

@@ -17,7 +17,7 @@ def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) 
     """Time `comparison` with the `benchmark` fixture and return its result, which goes into ``extra_info`` too.
 
     Their side runs before ours in one round and after it in the next.  The result is the median of the rounds'
-    ratios; for memory it is the difference in MB.
+    ratios, whose quartiles are told too; for memory it is the difference in MB.
     """
     made = comparison.make(folder, sizes)
     if isinstance(made, tuple):
@@ -69,7 +69,9 @@ def measure(comparison: Comparison, folder: Path, sizes: Sizes, benchmark: Any) 
 
         benchmark.pedantic(our_turn, setup=before, teardown=after, rounds=rounds)
         made.close()
-        result = statistics.median(mine / yours for mine, yours in zip(own, seconds))
-        benchmark.extra_info.update(ours=statistics.median(own), theirs=statistics.median(seconds))
+        ratios = [mine / yours for mine, yours in zip(own, seconds)]
+        result = statistics.median(ratios)
+        quartiles = statistics.quantiles(ratios, n=4, method="inclusive")[::2] if len(ratios) > 1 else ratios * 2
+        benchmark.extra_info.update(ours=statistics.median(own), theirs=statistics.median(seconds), quartiles=quartiles)
     benchmark.extra_info.update(name=comparison.name, result=result)
     return result

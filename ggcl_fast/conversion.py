@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .readers import open_checkpoint
 from .readers.engine import Engine
-from .storage.copying import Progress
 from .storage.files import OutputFile, OutputFolder
 from .storage.identity import Claims
-from .storage.outputs import FileWriter, Output, Outputs
+from .storage.outputs import Output, Outputs, Progress, Writer
 from .storage.sources import Source
 from .storage.urls import StrPath, is_url, located, public_name
 from .targets import DEFAULT, OUTTYPES, names
 from .targets.options import Options
-from .targets.plan import File, Plan, planner
+from .targets.plan import Plan, planner
 
 if TYPE_CHECKING:
     from .targets.base_model import BaseModel
@@ -71,6 +71,17 @@ class _Nowhere:
 
     def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
         self.nbytes += sum(map(len, pieces))
+
+
+class _Told:
+    """An output of which somebody is told how far it is."""
+
+    def __init__(self, progress: Progress, total: int, writer: Writer) -> None:
+        self._progress, self._total, self._writer = progress, total, writer
+
+    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
+        self._writer.writev(pieces)
+        self._progress(sum(map(len, pieces)), self._total)
 
 
 def target_exists(target: StrPath) -> bool:
@@ -145,7 +156,7 @@ def convert(
     engine
         What runs the pass over the records: see `engine.pick_engine`.  An open `Checkpoint` has had its pass.
     progress
-        Called now and then with the number of bytes moved since its last call.
+        Called now and then with the number of bytes written since its last call, and of all that will be.
 
     Raises
     ------
@@ -201,8 +212,8 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
         check_finite(checkpoint, engine=options.engine)
     assert options.to is not None  # `Options.for_format` has seen to it
     plan = planner(options.to)(checkpoint, options, base, written)
-    progress = options.progress
-    nbytes = _count(plan, progress) if options.dry_run else _write(sources, plan, outputs, progress)
+    told = _told(options.progress, sum(file.nbytes for file in plan.files))
+    nbytes = _count(plan, told) if options.dry_run else _write(sources, plan, outputs, told)
     return ConversionReport(
         source=checkpoint.source.name,
         target=public_name(target),
@@ -246,30 +257,30 @@ def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
     return [OutputFile(place, **how) for place in places]
 
 
-def _count(plan: Plan, progress: Progress | None) -> int:
+def _told(progress: Progress | None, total: int) -> Callable[[Writer], Writer]:
+    """Return what makes a writer tell `progress` how much of `total` bytes it has taken."""
+    return (lambda writer: writer) if progress is None else functools.partial(_Told, progress, total)
+
+
+def _count(plan: Plan, told: Callable[[Writer], Writer]) -> int:
     """Do everything but write, and return the bytes that there would be."""
     nowhere = _Nowhere()
     for file in plan.files:
-        file.write(nowhere, progress)
+        file.write(told(nowhere))
     return nowhere.nbytes
 
 
-def _write(sources: Sequence[Source], plan: Plan, outputs: Sequence[Output], progress: Progress | None) -> int:
+def _write(sources: Sequence[Source], plan: Plan, outputs: Sequence[Output], told: Callable[[Writer], Writer]) -> int:
     """Write the files of `plan`, and return how many bytes they have."""
     nbytes = 0
     with Outputs(outputs):
         of_files = outputs if len(outputs) == len(plan.files) else [*outputs] * len(plan.files)
         for output, file in zip(of_files, plan.files):
             with output.file(file.name) as writer:
-                _fill(writer, file, progress)
+                if file.nbytes >= _PREALLOCATED:
+                    writer.preallocate(file.nbytes)
+                file.write(told(writer))
                 nbytes += writer.nbytes
         for source in sources:
             source.check_unchanged()
     return nbytes
-
-
-def _fill(writer: FileWriter, file: File, progress: Progress | None) -> None:
-    """Write one file."""
-    if file.nbytes >= _PREALLOCATED:
-        writer.preallocate(file.nbytes)
-    file.write(writer, progress)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 import ggcl_fast
 from ggcl_fast.readers.engine import Engine
+from ggcl_fast.targets import TARGETS
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from . import reference
+from .models import BASE
 from .reference import DATA, FIXTURES
 
 EXPECTED = json.loads((DATA / "expected.json").read_text())["gguf_checkpoint"]
@@ -164,11 +166,25 @@ def test_a_dry_run_writes_nothing_and_tells_the_size(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_progress_adds_up_to_the_data(tmp_path: Path) -> None:
-    moved: list[int] = []
-    ggcl_fast.convert(DATA / "adam.ggcl", tmp_path / "out.gguf", progress=moved.append)
-    size = (DATA / "adam.ggcl").stat().st_size
-    assert 0.9 * size < sum(moved) < 1.1 * size
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("how", [{}, {"outtype": "f16"}, {"base": BASE}], ids=["plain", "f16", "base"])
+@pytest.mark.parametrize("to", TARGETS)
+def test_progress_adds_up_to_its_total(to: str, how: dict[str, Any], dry_run: bool, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    try:
+        report = ggcl_fast.convert(
+            DATA / "trained.ggcl",
+            tmp_path / "out",
+            to=to,
+            dry_run=dry_run,
+            progress=lambda *one: told.append(one),
+            **how,
+        )
+    except ValueError:  # not an option of this target
+        assert not told
+        return
+    assert {total for _, total in told} == {report.target_bytes}
+    assert sum(nbytes for nbytes, _ in told) == report.target_bytes
 
 
 @pytest.mark.parametrize("link", ["same", "hard", "symbolic"])

@@ -8,6 +8,7 @@ are shown all the same; 2, wrong usage; 130 or 143, interrupted.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .. import __version__
 from ..errors import CheckpointError
-from .terminal import ENGINES, LONG_WORK, Stopped, fail, leave, shown, signals_as_exceptions, words_of
+from .terminal import ENGINES, LONG_WORK, Stopped, advance, fail, leave, shown, signals_as_exceptions, words_of
 
 if TYPE_CHECKING:
     from ..inspection.summary import Summary
@@ -124,7 +125,7 @@ def _read(path: str, engine: Any) -> Summary:
         from tqdm import tqdm
 
         with tqdm(total=checkpoint.source.size, unit="B", unit_scale=True, unit_divisor=1024, leave=False) as bar:
-            return summarise(checkpoint, engine=engine, progress=bar.update)
+            return summarise(checkpoint, engine=engine, progress=functools.partial(advance, bar))
 
 
 if __name__ == "__main__":

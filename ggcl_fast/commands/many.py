@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import gc
 import itertools
 import json
@@ -24,7 +25,7 @@ from ..storage.system import n_cpus
 from ..storage.urls import is_url, located, public_name
 from ..targets import DEFAULT
 from ..targets.options import Options
-from .terminal import LONG_WORK, Stopped, fail, shown, words_of
+from .terminal import LONG_WORK, Stopped, advance, fail, shown, words_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -208,7 +209,7 @@ class _Display:
         self._sizes = dict(zip(task.jobs, task.sizes))
         self._done = f"/{len(task.jobs)} files" if not task.alone else ""
         self._n_done = 0
-        self.progress = bar.update if bar is not None and task.alone else None
+        self.progress = functools.partial(advance, bar) if bar is not None and task.alone else None
 
     def show(self, result: JobResult) -> None:
         """Show one result."""
@@ -239,18 +240,30 @@ class _Display:
 @contextlib.contextmanager
 def _display(task: Task, args: Namespace) -> Iterator[_Display]:
     """Give what shows the results of a task."""
-    total = task.n_bytes
-    if task.alone and task.options.base is not None:
-        with contextlib.suppress(OSError, ValueError):
-            total += os.path.getsize(task.options.base)
-    if args.quiet or not sys.stderr.isatty() or (task.alone and total < LONG_WORK):
+    if args.quiet or not sys.stderr.isatty() or (task.alone and _is_short(task)):
         yield _Display(task, args)
         return
     from tqdm import tqdm
 
     delay = 0.5 if task.alone else 0
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, delay=delay) as bar:
+    with tqdm(
+        total=None if task.alone else task.n_bytes,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        leave=False,
+        delay=delay,
+    ) as bar:
         yield _Display(task, args, bar)
+
+
+def _is_short(task: Task) -> bool:
+    """Tell whether a task of one file is done before anybody wonders."""
+    n_bytes = task.n_bytes
+    if task.options.base is not None:
+        with contextlib.suppress(OSError, ValueError):
+            n_bytes += os.path.getsize(task.options.base)
+    return n_bytes < LONG_WORK
 
 
 def _warn(report: ConversionReport) -> None:

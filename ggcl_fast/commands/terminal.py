@@ -10,12 +10,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from ..errors import CheckpointError, printable
 from ..storage.urls import public_name
 
-__all__ = ["ENGINES", "LONG_WORK", "Signals", "Stopped", "fail", "leave", "shown", "signals_as_exceptions", "words_of"]
+__all__ = [
+    "ENGINES", "LONG_WORK", "Signals", "Stopped", "advance", "fail", "leave", "shown", "signals_as_exceptions",
+    "words_of",
+]  # fmt: skip
 
 LONG_WORK: Final = 64 << 20
 """Bytes from which on a terminal sees progress."""
@@ -46,6 +49,12 @@ def fail(message: str, status: int = 1, *, command: str = "ggcl-fast") -> int:
     """Print why it failed and return the exit status."""
     print(f"{command}: error: {message}", file=sys.stderr)
     return status
+
+
+def advance(bar: Any, nbytes: int, total: int) -> None:
+    """Let a bar of tqdm's tell of `nbytes` more; with its first argument given it is an `outputs.Progress`."""
+    bar.total = total
+    bar.update(nbytes)
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

@@ -91,7 +91,9 @@ def quantized(values: Floats, type: _Type, *, source: str, tensor: str) -> npt.N
     """
     values = np.ascontiguousarray(values)
     with np.errstate(all="ignore"):
-        result = np.ascontiguousarray(gguf.quants.quantize(values, type))
+        # gguf takes 16 rows at a time, and those of B are short: where blocks do not end with rows, one row has all.
+        rows = values.reshape(1, -1) if gguf.GGML_QUANT_SIZES[type][0] == 1 else values
+        result = np.ascontiguousarray(gguf.quants.quantize(rows, type)).reshape(*values.shape[:-1], -1)
         if type != _Type.F32 and values.size and not _is_small(values):
             # No block has a scale above its largest value, so that only larger values than F16's can come to harm.
             block, _ = gguf.GGML_QUANT_SIZES[type]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ..checkpoint import Checkpoint, ModelParameters, Pair
 from ..readers.engine import Engine
-from ..storage.copying import Progress
+from ..storage.outputs import Progress
 from .models import guess
 from .summary import Moments, PairSummary, Summary, TensorSummary
 from .survey import Values
@@ -29,7 +29,7 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
     engine
         What goes through the values: see `survey.pick_engine`.
     progress
-        Called now and then with the number of bytes read since its last call.
+        Called now and then with the number of bytes read since its last call, and of all that will be.
 
     Raises
     ------

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..readers.engine import Engine
-from ..storage.copying import BLOCK, Progress, read_ahead
+from ..storage.copying import BLOCK, read_ahead
+from ..storage.outputs import Progress
 from ..storage.sources import Source
 from .small import PAIR, Batch, squared_norms, survey_batch, units
 from .survey import LARGEST_BLOCK, Doubles, Floats, Kernels, Values, pick_engine
@@ -61,7 +62,7 @@ def read_values(
     engine
         See `survey.pick_engine`.
     progress
-        Called with the number of bytes read since its last call.
+        See `summarise.summarise`.
 
     Returns
     -------
@@ -69,7 +70,8 @@ def read_values(
         What the values are, by row of `Checkpoint.table`; and for each of `pairs` the squared Frobenius norm of
         ``B @ A.T``, None where its rank is above `LARGEST_RANK`.
     """
-    kernels = pick_engine(engine, int(checkpoint.table["nbytes"].sum()))
+    n_bytes = int(checkpoint.table["nbytes"].sum())
+    kernels = pick_engine(engine, n_bytes)
     values = [Values()] * len(checkpoint.names)
     squared: list[float | None] = [None] * len(pairs)
     numbers = np.array([pair[3:] for pair in pairs], PAIR)  # in the order of its fields
@@ -96,7 +98,7 @@ def read_values(
                         squared[index] = delta.squared()
                         delta = _Delta(kernels)
             if progress is not None:
-                progress(floats.nbytes if isinstance(piece, _Piece) else wide.size * 4)
+                progress(floats.nbytes if isinstance(piece, _Piece) else wide.size * 4, n_bytes)
     return values, squared
 
 

@@ -24,7 +24,7 @@ from .system import n_cpus
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["BLOCK", "Progress", "Stretch", "copy_patched", "copy_tensors", "in_order", "read_ahead"]
+__all__ = ["BLOCK", "Stretch", "copy_patched", "copy_tensors", "in_order", "read_ahead"]
 
 BLOCK: Final = 1 << 20
 """Bytes of a block; more falls out of cache, less costs calls."""
@@ -34,8 +34,6 @@ _WIDEST_GAP: Final = 1 << 16  # bytes between two tensors that are read along ra
 _PIECE: Final = 32  # bytes of a tensor that are worth a place in a block that it does not fit into
 
 _Numbers = npt.NDArray[np.int64]
-Progress = Callable[[int], object]
-"""Called with the number of bytes moved since the last call."""
 
 
 class Stretch(Protocol):
@@ -69,7 +67,6 @@ def copy_tensors(
     *,
     alignment: int,
     head: bytes = b"",
-    progress: Progress | None = None,
 ) -> None:
     """Append `head`, then tensors, to `output`, each tensor padded with zeros to a multiple of `alignment`.
 
@@ -85,19 +82,15 @@ def copy_tensors(
         Bytes; small.
     head
         What goes before the tensors.
-    progress
-        Called after each block.
     """
     if source.memory is not None:
-        _copy_from_memory(source.memory, offsets, sizes, output, alignment, head, progress)
+        _copy_from_memory(source.memory, offsets, sizes, output, alignment, head)
         return
     output.writev([head])
     zeros = bytes(alignment)
     for block, view, release in read_ahead(source, _blocks(offsets.tolist(), sizes.tolist(), alignment)):
         output.writev(_pieces(view, block.cuts, zeros))
         release()
-        if progress is not None:
-            progress(block.stop - block.start)
 
 
 def copy_patched(
@@ -107,7 +100,6 @@ def copy_patched(
     *,
     start: int = 0,
     stop: int | None = None,
-    progress: Progress | None = None,
 ) -> None:
     """Append bytes of `source` to `output`, with some of them replaced.
 
@@ -121,8 +113,6 @@ def copy_patched(
         Where the bytes go.
     start, stop
         The stretch of `source` to copy; all of it unless told otherwise.
-    progress
-        Called after each block.
     """
     stop = source.size if stop is None else stop
     blocks = (_Block(at, min(at + BLOCK, stop), []) for at in range(start, stop, BLOCK))
@@ -137,27 +127,16 @@ def copy_patched(
             view[begin - block.start : end - block.start] = data[begin - offset : end - offset]
         output.writev([view[: block.stop - block.start]])
         release()
-        if progress is not None:
-            progress(block.stop - block.start)
 
 
 def _copy_from_memory(
-    memory: memoryview,
-    offsets: _Numbers,
-    sizes: _Numbers,
-    output: Writer,
-    alignment: int,
-    head: bytes,
-    progress: Progress | None,
+    memory: memoryview, offsets: _Numbers, sizes: _Numbers, output: Writer, alignment: int, head: bytes
 ) -> None:
     """Hand out slices of `memory`; nothing is gained by blocks here."""
     cuts = zip(offsets.tolist(), (offsets + sizes).tolist(), (-sizes % alignment).tolist())
     pieces = [head, *_pieces(memory, cuts, bytes(alignment))]
     for first in range(0, len(pieces), LONGEST_GATHER):
-        some = pieces[first : first + LONGEST_GATHER]
-        output.writev(some)
-        if progress is not None:
-            progress(sum(map(len, some)))
+        output.writev(pieces[first : first + LONGEST_GATHER])
 
 
 def _pieces(view: memoryview, cuts: Iterable[tuple[int, int, int]], zeros: bytes) -> list[bytes | memoryview]:

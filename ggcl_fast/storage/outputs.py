@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol
 
-__all__ = ["LONGEST_GATHER", "FileWriter", "Output", "Outputs", "Writer"]
+__all__ = ["LONGEST_GATHER", "FileWriter", "Output", "Outputs", "Progress", "Writer"]
 
 LONGEST_GATHER: Final = 1024
 """Pieces that one os.writev takes on Linux and macOS."""
+
+
+Progress = Callable[[int, int], object]
+"""Called now and then with the bytes done since the last call, and with those that there are to do in all."""
 
 
 class Writer(Protocol):

@@ -21,7 +21,7 @@ from ..formats.finetune_keys import ARCH
 from ..formats.gguf_writer import TensorInfo, as_bytes, head, packed_keys, padding
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats, quantized
-from ..storage.copying import Progress, copy_patched
+from ..storage.copying import copy_patched
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath, public_name
 from .base_model import BaseModel
@@ -119,7 +119,6 @@ def _write(
     type: gguf.GGMLQuantizationType,
     start: bytes,
     output: Writer,
-    progress: Progress | None = None,
 ) -> None:
     """Write an adapter that begins with `start`."""
     output.writev([start, padding(len(start))])
@@ -127,10 +126,8 @@ def _write(
         for info, values in zip(_infos(pair, type), _values(checkpoint, pair)):
             data = as_bytes(quantized(values, type, source=checkpoint.source.name, tensor=info.name))
             output.writev([data, padding(len(data))])
-            if progress is not None:
-                progress(info.nbytes)
 
 
-def _write_base(checkpoint: Checkpoint, base: BaseModel, output: Writer, progress: Progress | None = None) -> None:
+def _write_base(checkpoint: Checkpoint, base: BaseModel, output: Writer) -> None:
     """Write a copy of `base` in which only the norms are changed."""
-    copy_patched(base.source, base.norm_patches(checkpoint), output, progress=progress)
+    copy_patched(base.source, base.norm_patches(checkpoint), output)

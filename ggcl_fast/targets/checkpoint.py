@@ -17,7 +17,7 @@ from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
 from ..formats.gguf_writer import KeyTemplate, beginning, padding, tensor_infos
 from ..formats.layout import ALIGNMENT
-from ..storage.copying import Progress, copy_tensors
+from ..storage.copying import copy_tensors
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from .base_model import BaseModel
@@ -44,21 +44,20 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     start = beginning(tensor_infos(checkpoint.names, checkpoint.table), len(checkpoint.names), keys)
     start += padding(len(start))
     last = checkpoint.table[-1]
-    nbytes = len(start) + int(last["gguf_offset"]) + int(last["nbytes"])
+    data = int(last["gguf_offset"]) + int(last["nbytes"])
+    nbytes = len(start) + data + len(padding(data))
     return Plan((File(functools.partial(_write, checkpoint, start), nbytes),), len(checkpoint.names))
 
 
-def _write(checkpoint: Checkpoint, start: bytes, output: Writer, progress: Progress | None = None) -> None:
+def _write(checkpoint: Checkpoint, start: bytes, output: Writer) -> None:
     """Write the file, which begins with `start`."""
     table = checkpoint.table
-    copy_tensors(
-        checkpoint.source, table["offset"], table["nbytes"], output, alignment=ALIGNMENT, head=start, progress=progress
-    )
+    copy_tensors(checkpoint.source, table["offset"], table["nbytes"], output, alignment=ALIGNMENT, head=start)
 
 
-def write(checkpoint: Checkpoint, output: Writer, progress: Progress | None = None) -> None:
+def write(checkpoint: Checkpoint, output: Writer) -> None:
     """Write `checkpoint` to `output` as a GGUF finetune checkpoint; raises as `plan` does."""
-    plan(checkpoint, Options("checkpoint"), None, ()).files[0].write(output, progress)
+    plan(checkpoint, Options("checkpoint"), None, ()).files[0].write(output)
 
 
 def add_keys(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:

@@ -26,7 +26,7 @@ from ..formats.gguf_tensors import GGUFTensor
 from ..formats.gguf_writer import TensorInfo, head, write_padding
 from ..formats.numbers import knows
 from ..formats.sums import Kernel
-from ..storage.copying import Progress, copy_patched, copy_tensors
+from ..storage.copying import copy_patched, copy_tensors
 from ..storage.outputs import Writer
 from ..storage.sources import read_at
 from ..storage.urls import StrPath
@@ -132,7 +132,6 @@ def _write(
     beginning: bytes,
     kernels: dict[_Type, Kernel | None],
     output: Writer,
-    progress: Progress | None = None,
 ) -> None:
     """Write the merged model, whose file begins with `beginning`."""
     alignment = base.header.alignment
@@ -145,21 +144,19 @@ def _write(
                 output.writev([rows.data])
                 if rows.last:
                     write_padding(output, rows.of.info.nbytes, alignment)
-                if progress is not None:
-                    progress(rows.n_read)
         else:
             while batch := list(itertools.islice(some, _TOGETHER)):
-                _copy(base, batch, output, alignment, progress)
+                _copy(base, batch, output, alignment)
 
 
-def _copy(base: BaseModel, items: list[_Item], output: Writer, alignment: int, progress: Progress | None) -> None:
+def _copy(base: BaseModel, items: list[_Item], output: Writer, alignment: int) -> None:
     """Copy tensors that follow each other, together where there is no more between them than usual."""
     if alignment <= _USUAL_ALIGNMENT:
         offsets = np.array([item.origin.offset for item in items], np.int64)
         sizes = np.array([item.origin.nbytes for item in items], np.int64)
-        copy_tensors(base.source, offsets, sizes, output, alignment=alignment, progress=progress)
+        copy_tensors(base.source, offsets, sizes, output, alignment=alignment)
         return
     for item in items:
         start, stop = item.origin.offset, item.origin.offset + item.origin.nbytes
-        copy_patched(base.source, (), output, start=start, stop=stop, progress=progress)
+        copy_patched(base.source, (), output, start=start, stop=stop)
         write_padding(output, item.info.nbytes, alignment)

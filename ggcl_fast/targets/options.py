@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Final, Literal
 
+from ..storage.outputs import Progress
 from ..storage.urls import StrPath
 from . import DEFAULT, OUTTYPES, TARGETS
 
@@ -41,7 +41,7 @@ class Options:
     fsync: bool = False
     check_finite: bool = False
     engine: Literal["auto", "numba", "python"] = "auto"
-    progress: Callable[[int], object] | None = None
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         given = {

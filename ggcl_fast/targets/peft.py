@@ -27,7 +27,6 @@ from ..errors import CheckpointError
 from ..formats.gguf_writer import as_bytes
 from ..formats.numbers import TYPES, Floats, quantized
 from ..formats.safetensors import StoredTensor, head
-from ..storage.copying import Progress
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from . import TARGETS
@@ -104,7 +103,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     weights, about = TARGETS["peft"].folder
     files = (
         File(write_tensors, len(start) + sum(part.stored.nbytes for part in parts), weights),
-        File(lambda output, _: output.writev([config]), len(config), about),
+        File(lambda output: output.writev([config]), len(config), about),
     )
     return Plan(files, len(parts), tuple(notes))
 
@@ -190,7 +189,6 @@ def _write_tensors(
     heads: dict[str, int],
     start: bytes,
     output: Writer,
-    progress: Progress | None = None,
 ) -> None:
     """Write ``adapter_model.safetensors``, which begins with `start`."""
     output.writev([start])
@@ -198,8 +196,6 @@ def _write_tensors(
         values = _values(checkpoint, base, part, heads)
         data = quantized(values, part.stored.type, source=checkpoint.source.name, tensor=part.pair.weight)
         output.writev([as_bytes(data)])
-        if progress is not None:
-            progress(data.nbytes)
 
 
 def _config(kept: list[Pair]) -> dict[str, Any]:

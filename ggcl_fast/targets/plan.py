@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..storage.copying import Progress
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from .options import Options
@@ -26,10 +25,10 @@ __all__ = ["File", "Plan", "Planner", "planner"]
 class File(NamedTuple):
     """A file that a target writes."""
 
-    write: Callable[[Writer, Progress | None], object]
+    write: Callable[[Writer], object]
     """Append all its bytes."""
     nbytes: int
-    """Bytes that it will have, or fewer: what is reserved before the work."""
+    """Bytes that it will have."""
     name: str = ""
     """Its name in the target, where that is a folder."""
 

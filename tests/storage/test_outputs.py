@@ -107,7 +107,7 @@ def test_an_interrupt_while_writing_leaves_nothing(to: str, tmp_path: Path) -> N
     """At every call of progress, which comes from within the writing."""
     n_calls = 0
 
-    def count(_: int) -> None:
+    def count(*_: int) -> None:
         nonlocal n_calls
         n_calls += 1
 
@@ -118,7 +118,7 @@ def test_an_interrupt_while_writing_leaves_nothing(to: str, tmp_path: Path) -> N
     for last in range(1, n_calls + 1):
         left = last
 
-        def stop(_: int) -> None:
+        def stop(*_: int) -> None:
             nonlocal left
             left -= 1
             if not left:

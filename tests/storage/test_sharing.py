@@ -58,7 +58,7 @@ def test_closing_while_another_thread_reads_is_an_error_or_nothing(
         checkpoint = ggcl_fast.open_checkpoint(tmp_path / "in.ggcl")
         left = moment
 
-        def close(_: int) -> None:
+        def close(*_: int) -> None:
             nonlocal left
             left -= 1
             if left <= 0:

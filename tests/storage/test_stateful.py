@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import ggcl_fast
 from ggcl_fast.storage import system
+from ggcl_fast.storage.outputs import Progress
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from ..models import Model
@@ -82,7 +83,7 @@ class Job:
             return True
         return self.force and self.is_kind(old) and not (isinstance(old, dict) and old.keys() - PEFT)
 
-    def run(self, root: Path, progress: Callable[[int], object] | None = None) -> bool:
+    def run(self, root: Path, progress: Progress | None = None) -> bool:
         """Do it; false where it fails."""
         base = None if self.to == "checkpoint" else root / "in" / "base.gguf"
         try:
@@ -174,7 +175,7 @@ WAYS: Final = st.sampled_from(["as it is", "free", "replaceable"])
 
 
 @contextlib.contextmanager
-def acting(where: str, nth: int, act: Callable[[], object]) -> Iterator[Callable[[int], None]]:
+def acting(where: str, nth: int, act: Callable[[], object]) -> Iterator[Progress]:
     """Do `act` before the `nth` call of a function, or of progress, which is given."""
     n_calls = 0
 
@@ -185,7 +186,7 @@ def acting(where: str, nth: int, act: Callable[[], object]) -> Iterator[Callable
             act()
 
     if where == "progress":
-        yield lambda _: count()
+        yield lambda *_: count()
         return
     module = os if hasattr(os, where) else system
     real = getattr(module, where)
@@ -195,10 +196,10 @@ def acting(where: str, nth: int, act: Callable[[], object]) -> Iterator[Callable
         return real(*args, **options)
 
     with mock.patch.object(module, where, counted):
-        yield lambda _: None
+        yield lambda *_: None
 
 
-def die_at(moment: int) -> Callable[[int], None]:
+def die_at(moment: int) -> Progress:
     """Let this process end at the `moment`-th step of what it does with names; return progress, of which one counts.
 
     A step is what comes before a call or after it.
@@ -211,7 +212,7 @@ def die_at(moment: int) -> Callable[[int], None]:
         if n_steps == moment:
             os._exit(KILLED)
 
-    def progress(_: int) -> None:
+    def progress(*_: int) -> None:
         nonlocal n_progress
         n_progress += 1
         if n_progress == 1:
@@ -512,7 +513,7 @@ class Conversions(RuleBasedStateMachine):
 
         def run(one: Job) -> bool:
             waiting = [barrier] if possible else []
-            return one.run(self.root, lambda _: waiting.pop().wait(10) if waiting else None)
+            return one.run(self.root, lambda *_: waiting.pop().wait(10) if waiting else None)
 
         with ThreadPoolExecutor(len(jobs)) as threads:
             done = list(threads.map(run, jobs))

@@ -75,7 +75,7 @@ def test_an_interrupt_ends_all_threads(tmp_path: Path) -> None:
     model.write(tmp_path / "base.gguf")
     before = threading.active_count()
 
-    def interrupt(_: int) -> None:
+    def interrupt(*_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
