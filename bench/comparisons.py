@@ -248,7 +248,7 @@ def _batch_engines(theirs: Engine) -> Callable[[Path, Sizes], Pair]:
 
         def with_(engine: Engine) -> c.Run:
             jobs = list(zip(paths * 6, targets))
-            return lambda: list(ggcl_fast.convert_many(jobs, max_workers=2, engine=engine, on_error="raise"))
+            return lambda: list(ggcl_fast.convert_many(jobs, workers=2, engine=engine, on_error="raise"))
 
         return Pair(with_("auto"), with_(theirs), targets)
 
