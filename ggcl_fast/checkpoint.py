@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .errors import CheckpointError
 from .storage.sources import Source
 
-__all__ = ["Adam", "Checkpoint", "Format", "Lbfgs", "ModelParameters", "Optimizer", "Pair", "Training"]
+__all__ = ["Adam", "Checkpoint", "Format", "Lbfgs", "ModelParameters", "Optimizer", "Pair", "Rows", "Training"]
 
 
 class ModelParameters(NamedTuple):
@@ -95,12 +95,14 @@ _ENDS: Final = (".lora_a", ".lora_b")
 _ALONE: Final = "one of a pair without the other"
 
 Optimizer = Adam | Lbfgs
-Format = Literal["ggcl", "gguf", "ggla"]
-"""What a checkpoint was read from: a finetune checkpoint in either form, or the adapter beside it."""
+Format = Literal["ggcl", "gguf", "ggla", "lora"]
+"""What a checkpoint was read from: a finetune checkpoint in either form, or an adapter: a ggla file, or GGUF's."""
+Rows = Literal["gguf", "hf"]
+"""Whose order the rows of B have for q and k: that of GGUF models, or that of Hugging Face's."""
 
 
 class Pair(NamedTuple):
-    """Two tensors of a checkpoint that change one weight of its base model, by ``scale * B @ A.T``: norms too."""
+    """Two tensors of a checkpoint that change one weight of its base model: norms too."""
 
     weight: str
     """GGUF name of the weight, such as ``blk.0.attn_q.weight``."""
@@ -115,6 +117,8 @@ class Pair(NamedTuple):
     """Row of `Checkpoint.table` with A, shape (n_in, rank)."""
     row_b: int
     """Row with B, shape (n_out, rank)."""
+    scale: float
+    """The delta is ``scale * B @ A.T``."""
 
     @property
     def is_norm(self) -> bool:
@@ -173,9 +177,17 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     """What is unusual about the file and does not prevent its use."""
     format: Format = "ggcl"
-    """What it was read from: "ggcl", "gguf" or "ggla"."""
+    """What it was read from."""
     scale: float = 1.0
-    """Deltas are ``scale * lora_b @ lora_a.T``: lora_alpha / lora_r of an adapter, 1.0 for every checkpoint."""
+    """What deltas are multiplied by, see `Pair.scale`: lora_alpha / lora_r of a ggla file, 1.0 for every checkpoint."""
+    alpha: float = 0.0
+    """Of a GGUF adapter: deltas are multiplied by alpha / rank, each with its own rank; 0 stands for 1."""
+    arch: str | None = "llama"
+    """Architecture of the base model, as GGUF files name it; None where the file does not tell."""
+    rows: Rows = "gguf"
+    """Order of the rows of B for q and k."""
+    partial: bool = False
+    """Whether any subset of a model's weights may be there: of adapters that finetune did not write."""
     extra: Mapping[str, int | float | bool | str] = field(default_factory=dict)
     """Keys of a GGUF file that `training.file_version` 0 does not have, or has with one value only: what would be lost
     by writing it."""
@@ -189,11 +201,13 @@ class Checkpoint:
         """Every tensor by its GGUF name, in the order of the file: read-only float32 views of the source.
 
         LoRA pairs are ``<name>.weight.lora_a`` of shape (n_in, rank) and ``<name>.weight.lora_b`` of shape
-        (n_out, rank); what training added to the base weight is ``scale * lora_b @ lora_a.T``.  Optimizer tensors are
+        (n_out, rank); what training added to the base weight is `Pair.scale` times ``lora_b @ lora_a.T``.  Optimizer
+        tensors are
         ``optimizer.<optimizer>.<name>`` of shape (n_parameters,), or as `schema.OPTIMIZER_TENSORS` says.
 
         A file of more than `sources.SMALL` bytes is mapped at the first look-up: if somebody shortens it while you
-        read the map, the operating system ends the process.  `convert` never does that.
+        read the map, the operating system ends the process.  `convert` never does that.  An adapter with other
+        types than float32, or in GGUF form, is decoded into memory instead.
         """
         return _Tensors(self.source, self.names, self.table)
 
@@ -228,7 +242,8 @@ class Checkpoint:
             block = weight.split(".")
             module = block[-2] if len(block) > 1 else weight
             layer = int(block[1]) if block[0] == "blk" and len(block) > 3 and block[1].isdecimal() else None
-            pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], rank, row, other))
+            scale = self.alpha / rank if self.alpha else self.scale
+            pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], rank, row, other, scale))
         if n_ends != 2 * len(pairs):
             name = next(n for n in self.names if n.endswith(_ENDS[1]) and n[: -len(_ENDS[1])] + _ENDS[0] not in rows)
             raise self._unpaired(_ALONE, tensor=name, index=rows[name])

@@ -23,7 +23,7 @@ from .storage.outputs import Output, Outputs, Progress, Writer
 from .storage.sources import Source
 from .storage.urls import StrPath, is_url, located, public_name
 from .targets import DEFAULT, OUTTYPES, names
-from .targets.options import Options
+from .targets.options import ROWS, Options
 from .targets.plan import Plan, planner
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ def convert(
     base_out: StrPath | None = None,
     outtype: str = OUTTYPES[0],
     token_embd: bool = True,
+    heads: tuple[int, int] | None = None,
+    rows: str = ROWS[0],
+    arch: str | None = None,
     ff: int | None = None,
     force: bool = False,
     parents: bool = False,
@@ -139,6 +142,13 @@ def convert(
     token_embd
         Whether an adapter has the delta of the token embeddings.  llama.cpp cannot load it upon a model whose
         embeddings are tied.
+    heads
+        n_head and n_head_kv of the base model, where none is given: by them rows of q and k are put into order.
+    rows
+        ``"auto"``: rows of q and k are put into the order that the target has; ``"gguf"``: they are taken as if they
+        were in the order of GGUF's models.  That matters for ggla files that finetune did not write.
+    arch
+        Architecture of the base model, as GGUF files name it, where nothing else tells it.
     ff
         The feed-forward length that the file must have.  Not needed: its tensors tell it, or in a file without
         layers the header does.
@@ -175,7 +185,22 @@ def convert(
         There is no such target, or it has no use for an option, or needs another.
     """
     options = Options(
-        to, base, base_out, outtype, token_embd, ff, force, parents, dry_run, fsync, check_finite, engine, progress
+        to,
+        base,
+        base_out,
+        outtype,
+        token_embd,
+        heads,
+        rows,
+        arch,
+        ff,
+        force,
+        parents,
+        dry_run,
+        fsync,
+        check_finite,
+        engine,
+        progress,
     )
     return run(source, target, options)
 
@@ -218,7 +243,7 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
         source=checkpoint.source.name,
         target=public_name(target),
         n_tensors=plan.n_tensors,
-        source_bytes=checkpoint.source.size,
+        source_bytes=checkpoint.source.file_size,
         target_bytes=nbytes,
         optimizer=checkpoint.optimizer.name if checkpoint.optimizer is not None else None,
         n_ff=checkpoint.parameters.n_ff,

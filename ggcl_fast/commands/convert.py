@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..storage.urls import StrPath, below, is_folder, is_url, located
 from ..targets import OUTTYPES, TARGETS
 from ..targets.names import target_name
-from ..targets.options import Options
+from ..targets.options import ROWS, Options
 from .many import Task, run_jobs
 from .terminal import ENGINES, Stopped, fail, leave, shown, signals_as_exceptions, words_of
 
@@ -66,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
         help="leave the token embeddings out of an adapter: what llama.cpp needs where they are tied",
     )  # fmt: skip
     parser.add_argument(
+        "--heads", type=_heads, metavar="N[,N_KV]",
+        help="attention heads of the base model, and those of keys and values, where no --base tells them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", choices=ROWS, default=ROWS[0],
+        help="gguf: take rows of q and k as they stand, as llama.cpp did in 2023, and not as an adapter that was "
+        "converted from Hugging Face's has them",
+    )  # fmt: skip
+    parser.add_argument("--arch", metavar="NAME", help="architecture of the base model, where nothing else tells it")
+    parser.add_argument(
         "--ff",
         type=int,
         metavar="N",
@@ -98,6 +108,11 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _heads(text: str) -> tuple[int, int]:
+    n_head, _, n_head_kv = text.partition(",")
+    return _positive(n_head), _positive(n_head_kv or n_head)
+
+
 def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]:
     parser = _parser()
     args = parser.parse_intermixed_args(argv)  # options may stand between IN and OUT
@@ -112,8 +127,9 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]
     if not sources or target is None:
         parser.error("IN and OUT are needed")
     args.sources, args.target = sources, target
-    if args.to is None and (args.base or args.base_out or not args.token_embd or args.outtype != OUTTYPES[0]):
-        parser.error("--base, --base-out, --no-token-embd and --outtype need --to")
+    of_targets = args.base, args.base_out, args.heads, args.arch, not args.token_embd
+    if args.to is None and (any(of_targets) or args.outtype != OUTTYPES[0] or args.rows != ROWS[0]):
+        parser.error("--base, --base-out, --no-token-embd, --outtype, --heads, --rows and --arch need --to")
     try:
         return args, Options(**{name: value for name, value in vars(args).items() if name in _OPTIONS})
     except ValueError as error:

@@ -18,7 +18,8 @@ _COLUMNS: Final = 100  # of a terminal, for what can be wrapped
 _FORMATS: Final = {
     "ggcl": "a finetune checkpoint (ggcl)",
     "gguf": "a finetune checkpoint in GGUF form",
-    "ggla": "a finetune adapter (ggla)",
+    "ggla": "an adapter (ggla)",
+    "lora": "an adapter in GGUF form",
 }
 
 
@@ -102,7 +103,8 @@ def _facts(one: Summary) -> list[tuple[str, str]]:
     shape = ", ".join(f"{name} {value}" for name, value in told.items() if value)
     by_rank: dict[int, list[str]] = {}
     for name, rank in one.ranks.items():
-        by_rank.setdefault(rank, []).append(name)
+        if rank or one.optimizer is not None:
+            by_rank.setdefault(rank, []).append(name)
     ranks = "; ".join(f"{rank} for {', '.join(names)}" for rank, names in sorted(by_rank.items(), reverse=True))
     facts = [
         ("verdict", f"{one.verdict}: {'; '.join(one.reasons)}"),
@@ -115,7 +117,7 @@ def _facts(one: Summary) -> list[tuple[str, str]]:
     deltas = f"norm {_number(one.delta_norm)} in all"
     if one.norm_change is not None:
         deltas += f"; norms changed by up to {_per_cent(one.norm_change)}"
-    facts.append(("deltas", deltas if one.scale == 1 else f"{deltas}; scale {one.scale:g}"))
+    facts.append(("deltas", deltas if one.scale == 1 else f"{deltas}; scale {_scale(one)}"))
     if one.moments is not None:
         m = one.moments
         first, second = (
@@ -124,6 +126,10 @@ def _facts(one: Summary) -> list[tuple[str, str]]:
         )
         facts.append(("moments", f"first {first}, second {second}"))
     return facts
+
+
+def _scale(one: Summary) -> str:
+    return f"{one.scale:g}" if one.scale is not None else "by rank"
 
 
 def _optimizer(one: Summary) -> str:

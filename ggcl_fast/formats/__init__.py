@@ -9,6 +9,7 @@ what somebody wants with them.
 `schema`         the LoRA tensors of a checkpoint in file order: names, ranks, dims
 `finetune_keys`  the keys of a finetune checkpoint in GGUF form, one table for reading and writing
 `numbers`        the delta of a pair, what a scale does to it, and rounding and overflow when it is written
+`decoded`        tensors of other types, or the other way round, shown as a ggcl file would have them
 `sums`           the same sums for merging, compiled
 `cursor`         variable records, read forward
 `gguf_tensors`   the tensor infos of any GGUF file, read

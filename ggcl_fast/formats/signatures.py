@@ -25,7 +25,7 @@ class Format(NamedTuple):
 
 GGCL: Final = Format(GGCL_MAGIC.to_bytes(4, "little"), "a finetune checkpoint (ggcl)")
 GGUF: Final = Format(GGUF_MAGIC, "a GGUF file")
-GGLA: Final = Format(GGLA_MAGIC.to_bytes(4, "little"), "a finetune adapter (ggla)")
+GGLA: Final = Format(GGLA_MAGIC.to_bytes(4, "little"), "an adapter (ggla)")
 
 _OLD_MODEL: Final = "convert the original model anew with llama.cpp's convert_hf_to_gguf.py"
 _FORMATS: Final = (

@@ -41,23 +41,23 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
     pairs = checkpoint.pairs
     values, squared = read_values(checkpoint, pairs, engine=engine, progress=progress)
     checkpoint.source.check_unchanged()
-    scale = abs(checkpoint.scale)
     columns = (checkpoint.table[field].tolist() for field in ("ne0", "ne1", "n_dims", "nbytes"))
     tensors = tuple(map(_tensor_summary, checkpoint.names, values, *columns))
-    weights = tuple(_pair_summary(pair, each, scale, values) for pair, each in zip(pairs, squared))
+    weights = tuple(_pair_summary(pair, each, values) for pair, each in zip(pairs, squared))
     moments = _moments(tensors)
+    scales = {pair.scale for pair in pairs}
     changes = [pair.change for pair in weights if pair.change is not None]
     verdict, reasons = judge(tensors, weights, checkpoint.optimizer, moments, _n_vocab(checkpoint.parameters, weights))
     return Summary(
         source=checkpoint.source.name,
         format=checkpoint.format,
-        nbytes=checkpoint.source.size,
+        nbytes=checkpoint.source.file_size,
         verdict=verdict,
         reasons=reasons,
         model=guess(checkpoint.parameters),
         parameters=checkpoint.parameters,
         ranks=dict(checkpoint.ranks),
-        scale=checkpoint.scale,
+        scale=scales.pop() if len(scales) == 1 else None,
         training=checkpoint.training,
         optimizer=checkpoint.optimizer,
         n_parameters=sum(pair.rank * (pair.n_in + pair.n_out) for pair in weights),
@@ -77,9 +77,9 @@ def _tensor_summary(name: str, values: Values, ne0: int, ne1: int, n_dims: int, 
     return TensorSummary(name, shape, nbytes, n_nan, n_inf, n_zero, low, high, math.sqrt(squares))
 
 
-def _pair_summary(pair: Pair, squared: float | None, scale: float, values: Sequence[Values]) -> PairSummary:
-    weight, layer, module, n_in, n_out, rank, row_a, row_b = pair
-    norm = None if squared is None else scale * math.sqrt(squared)
+def _pair_summary(pair: Pair, squared: float | None, values: Sequence[Values]) -> PairSummary:
+    weight, layer, module, n_in, n_out, rank, row_a, row_b, scale = pair
+    norm = None if squared is None else abs(scale) * math.sqrt(squared)
     if norm is not None and not math.isfinite(norm):
         norm = math.nan
     a, b = values[row_a], values[row_b]

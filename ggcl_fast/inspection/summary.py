@@ -83,8 +83,8 @@ class Summary(NamedTuple):
     parameters: ModelParameters
     ranks: Mapping[str, int]
     """LoRA ranks, as `Checkpoint.ranks` has them."""
-    scale: float
-    """What ``B @ A.T`` is multiplied by: 1 for everything that finetune wrote."""
+    scale: float | None
+    """What ``B @ A.T`` is multiplied by: 1 for all that finetune wrote; None where it differs from pair to pair."""
     training: Training
     optimizer: Optimizer | None
     """None where the file has no optimizer state."""

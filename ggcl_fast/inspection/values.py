@@ -74,7 +74,7 @@ def read_values(
     kernels = pick_engine(engine, n_bytes)
     values = [Values()] * len(checkpoint.names)
     squared: list[float | None] = [None] * len(pairs)
-    numbers = np.array([pair[3:] for pair in pairs], PAIR)  # in the order of its fields
+    numbers = np.array([pair[3:8] for pair in pairs], PAIR)  # in the order of its fields
     of_row = np.zeros(len(values), np.intp)
     of_row[numbers["row_a"]] = of_row[numbers["row_b"]] = np.arange(len(pairs))
     delta = _Delta(kernels)

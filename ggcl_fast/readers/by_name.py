@@ -7,17 +7,21 @@ all of them are there, and no others, and that their dims fit together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
 from ..formats.layout import ALIGNMENT, TENSOR
-from ..formats.schema import schemas
+from ..formats.schema import MODULES, schemas
 from ..storage.sources import Source
 
-__all__ = ["NamedTensors", "tensor_table"]
+__all__ = ["NamedTensors", "infer", "tensor_table"]
+
+_MODULES: Final = {module.name: module for module in MODULES}
+_OF_HEADS: Final = {("attn_q", "b"), ("attn_output", "a")}
+"""Tensors as long as all heads together, which is n_embd in the models that finetune knew and not in all."""
 
 
 class NamedTensors(NamedTuple):
@@ -117,3 +121,31 @@ def tensor_table(
     padded = (table["nbytes"] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     table["gguf_offset"] = np.cumsum(padded) - padded
     return table
+
+
+def infer(names: Sequence[str], table: npt.NDArray[np.void]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return what the tensors of an adapter tell of ranks and dims, of which any may be missing.
+
+    Parameters
+    ----------
+    names, table
+        As in `Checkpoint`: any of the tensors that a model has.
+
+    Returns
+    -------
+    tuple of dict
+        The rank of each `Module.rank`, 0 where there is none or more than one; n_embd, n_ff and n_vocab, 0 where no
+        tensor tells.
+    """
+    ranks: dict[str, set[int]] = {module.rank: set() for module in MODULES}
+    dims = dict.fromkeys(("n_embd", "n_ff", "n_vocab"), 0)
+    for name, rank, length in zip(names, table["ne0"].tolist(), table["ne1"].tolist()):
+        module = _MODULES.get(name.split(".")[-3])
+        if module is None:
+            continue
+        ranks[module.rank].add(rank)
+        end = name[-1]
+        dim = module.n_in if end == "a" else module.n_out
+        if dim in dims and (module.name, end) not in _OF_HEADS:
+            dims[dim] = dims[dim] or length
+    return {rank: some.pop() if len(some) == 1 else 0 for rank, some in ranks.items()}, dims

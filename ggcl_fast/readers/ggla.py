@@ -1,11 +1,16 @@
-"""Reading a ggla file: the adapter that finetune wrote beside each checkpoint.
+"""Reading a ggla file: the adapter that finetune wrote beside each checkpoint, or one of Hugging Face's, converted.
 
 `layout.GGLA_HEADER`, then tensor records as in a ggcl file, up to the end of the file.  Nothing says how many there
 are, or what the model's dims are: names and dims of the tensors tell it.  Names are the old ones
 (``layers.0.attention.wq.weight.loraA``) or GGUF's with the old suffix (``blk.0.attn_q.weight.loraA``).
 
-Since nothing counts the records, a file that is cut exactly behind a layer cannot be told from one of fewer layers;
-everything else that is missing is missed.
+finetune trained every weight, norms and embeddings too, in float32.  llama.cpp's convert-lora-to-ggml.py, which wrote
+most of these files, could write neither of the two, so by them they are told apart.  It wrote any subset of the other
+weights, A as float32 or float16, for models of any architecture, which it does not name; and it left the rows of B for
+q and k in the order of Hugging Face's weights: `Checkpoint.rows`.
+
+Since nothing counts the records, a file that is cut exactly behind a layer, or behind a pair where any subset can be
+there, cannot be told from a smaller one; everything else that is missing is missed.
 """
 
 from __future__ import annotations
@@ -15,15 +20,18 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import Checkpoint, ModelParameters, Training
 from ..errors import CheckpointError, TruncatedError, printable
+from ..formats.decoded import Decoded, EncodedTensor
+from ..formats.finetune_keys import ARCH
 from ..formats.layout import ALIGNMENT, GGLA_HEADER, GGLA_VERSION, RECORD
 from ..formats.schema import LAYER_MODULES, MODEL_MODULES, MODULES, Module
 from ..storage.sources import Source, read_at
-from .by_name import NamedTensors, tensor_table
+from .by_name import NamedTensors, infer, tensor_table
 from .engine import Engine
 
 __all__ = ["read"]
@@ -38,6 +46,9 @@ _WEIGHTS: Final = {
     b"blk": {m.base_name.rpartition(".")[2]: m.base_name for m in LAYER_MODULES},
 }
 """GGUF base name of each weight by how its name in the file begins, then by the rest of that name."""
+_ONLY_FINETUNE: Final = re.compile(r"(?:token_embd|output_norm|blk\.\d+\.(?:attn|ffn)_norm)\.weight\..*", re.ASCII)
+"""GGUF names of what convert-lora-to-ggml.py could not write."""
+_SIZES: Final = {int(gguf.GGMLQuantizationType.F32): 4, int(gguf.GGMLQuantizationType.F16): 2}  # bytes of an element
 _HEAD: Final = RECORD.itemsize + 8  # bytes before the name of a record with two dims
 _MOST_PREDICTED: Final = 1 << 16  # records
 
@@ -49,25 +60,23 @@ class _Records(NamedTuple):
     """GGUF names."""
     n_layer: int
     numbers: npt.NDArray[np.int64]
-    """(n, 4): byte offset of the record and of its data, and both dims."""
+    """(n, 5): byte offset of the record and of its data, both dims, and the type, a `gguf.GGMLQuantizationType`."""
 
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001 - nothing is swept here
     """Read the ggla file that `source` holds; raises as `readers.open_checkpoint` does."""
     rank, alpha = _header(source)
     names, n_layer, numbers = _read_records(source, rank)
-    ne = numbers[:, 2:4]
-    padded = np.column_stack([ne, np.ones_like(ne)])
-    rows = {name: row for row, name in enumerate(names)}
-    tensors = NamedTensors(source, rows, padded, numbers[:, 0] + RECORD.itemsize)
-    tensors.lora_names(n_layer, "finetune wrote all of them; the file may be cut short")
-
-    ranks, dims = _infer(tensors, n_layer)
-    tensors.check_lora_dims(n_layer, ranks, dims)
-    table = tensor_table(numbers[:, 1], ne, 2)
+    by_finetune = any(map(_ONLY_FINETUNE.fullmatch, names))
+    if by_finetune:
+        ranks, dims = _whole(source, names, n_layer, numbers)
+    shown, offsets = _decoded(source, numbers)
+    table = tensor_table(offsets, numbers[:, 2:4], 2)
     table["record"] = numbers[:, 0]
-    return Checkpoint(
-        source,
+    if not by_finetune:
+        ranks, dims = infer(names, table)
+    checkpoint = Checkpoint(
+        shown,
         ModelParameters(
             n_vocab=dims["n_vocab"], n_embd=dims["n_embd"], n_mult=0, n_head=0, n_layer=n_layer, n_rot=0,
             n_ff=dims["n_ff"], n_head_kv=0,
@@ -80,7 +89,38 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
         (),
         format="ggla",
         scale=alpha / rank,
+        arch=ARCH if by_finetune else None,
+        rows="gguf" if by_finetune else "hf",
+        partial=not by_finetune,
     )  # fmt: skip
+    checkpoint.pairs  # noqa: B018 - whole only if each pair is
+    return checkpoint
+
+
+def _whole(
+    source: Source, names: tuple[str, ...], n_layer: int, numbers: npt.NDArray[np.int64]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Hold that a file of finetune's has every tensor, and return ranks and dims."""
+    ne = numbers[:, 2:4]
+    rows = {name: row for row, name in enumerate(names)}
+    padded = np.column_stack([ne, np.ones_like(ne)])
+    tensors = NamedTensors(source, rows, padded, numbers[:, 0] + RECORD.itemsize)
+    tensors.refuse_others(tensors.lora_names(n_layer, "finetune wrote all of them; the file may be cut short"))
+    ranks, dims = _infer(tensors, n_layer)
+    tensors.check_lora_dims(n_layer, ranks, dims)
+    return ranks, dims
+
+
+def _decoded(source: Source, numbers: npt.NDArray[np.int64]) -> tuple[Source, npt.NDArray[np.int64]]:
+    """Return what shows all tensors as float32, and where: the source itself where they are."""
+    if not numbers[:, 4].any():
+        return source, numbers[:, 1]
+    tensors = [
+        EncodedTensor(offset, _SIZES[type] * ne0 * ne1, gguf.GGMLQuantizationType(type), (ne1, ne0), False)
+        for _, offset, ne0, ne1, type in numbers.tolist()
+    ]
+    shown = Decoded(source, tensors)
+    return shown, np.array(shown.offsets, np.int64)
 
 
 def _header(source: Source) -> tuple[int, int]:
@@ -112,6 +152,8 @@ def _read_records(source: Source, rank: int) -> _Records:
         if prediction is not None:
             prediction.serve(source, len(names), position)
         name, layer, record, head = _read_record(source, len(names), position)
+        if not names and not _ONLY_FINETUNE.match(name):
+            prediction = None  # another order, of modules that nobody knows
         if name in names:
             raise CheckpointError(
                 "the tensor is there twice", source=source.name, tensor=name, index=len(names), offset=position
@@ -121,8 +163,12 @@ def _read_records(source: Source, rank: int) -> _Records:
         names[name] = None
         n_layer = max(n_layer, layer + 1)
         numbers.extend(record)
-        position = record[1] + 4 * record[2] * record[3]
-    return _Records(tuple(names), n_layer, np.array(numbers, np.int64).reshape(-1, 4))
+        position = record[1] + _SIZES[record[4]] * record[2] * record[3]
+    if not names:
+        raise TruncatedError(
+            "there is no tensor in it", source=source.name, offset=position, expected="a tensor record"
+        )
+    return _Records(tuple(names), n_layer, np.array(numbers, np.int64).reshape(-1, 5))
 
 
 class _Prediction:
@@ -146,7 +192,7 @@ class _Prediction:
             source.prefetch(offsets)
             self._fetched = set(offsets)
 
-    def learn(self, index: int, head: int, record: tuple[int, int, int, int]) -> None:
+    def learn(self, index: int, head: int, record: tuple[int, ...]) -> None:
         """Take from a record, whose data could begin after `head` bytes, what the next ones will be like."""
         module, end, layer = _expected(index)
         self._ranks[module.rank] = record[2]
@@ -188,10 +234,10 @@ def _name_lengths(module: Module, layer: int) -> tuple[int, int]:
     return len(f"{module.base_name.format(bid=layer)}.weight.loraA"), len(f"{old}.weight.loraA")
 
 
-def _read_record(source: Source, index: int, position: int) -> tuple[str, int, tuple[int, int, int, int], int]:
+def _read_record(source: Source, index: int, position: int) -> tuple[str, int, tuple[int, ...], int]:
     """Read the record at `position`: GGUF name, layer (-1 for none), row of `_Records.numbers`, bytes with its name."""
     start, window = source.window(position)
-    head, ne0, ne1, name_len = _read_head(source, index, position, window[position - start :])
+    head, ne0, ne1, name_len, type = _read_head(source, index, position, window[position - start :])
     at = position + head
     raw = bytes(window[at - start : at - start + name_len])
     known = _gguf_name(raw)
@@ -199,17 +245,17 @@ def _read_record(source: Source, index: int, position: int) -> tuple[str, int, t
         expected = "the name of a LoRA tensor, such as 'blk.0.attn_q.weight.loraA'"
         _fault(CheckpointError, source, index, "name", at, expected, f"'{printable(raw)}'")
     data = -(-(at + name_len) // ALIGNMENT) * ALIGNMENT
-    nbytes = 4 * ne0 * ne1
+    nbytes = _SIZES[type] * ne0 * ne1
     if data + nbytes > source.size:
         raise TruncatedError(
             source=source.name, tensor=known[0], index=index, field="data", offset=data, expected=f"{nbytes} bytes",
             found=max(0, source.size - data),
         )  # fmt: skip
-    return *known, (position, data, ne0, ne1), head + name_len
+    return *known, (position, data, ne0, ne1, type), head + name_len
 
 
-def _read_head(source: Source, index: int, position: int, window: memoryview) -> tuple[int, int, int, int]:
-    """Read what stands before the name of a record: how long that is, both dims, and the length of the name."""
+def _read_head(source: Source, index: int, position: int, window: memoryview) -> tuple[int, int, int, int, int]:
+    """Read what stands before the name of a record: how long that is, both dims, length of the name, and the type."""
     left = source.size - position
     at = RECORD.itemsize
     if left < at:
@@ -217,8 +263,8 @@ def _read_head(source: Source, index: int, position: int, window: memoryview) ->
     n_dims, name_len, dtype = np.frombuffer(window, RECORD, 1)[0].item()
     if n_dims not in _N_DIMS:
         _fault(CheckpointError, source, index, "n_dims", position, 2, n_dims)
-    if dtype != 0:
-        _fault(CheckpointError, source, index, "dtype", position + 8, "0 (float32)", dtype)
+    if dtype not in _SIZES:
+        _fault(CheckpointError, source, index, "dtype", position + 8, "0 (float32) or 1 (float16)", dtype)
     head = at + 4 * n_dims
     if left < head:
         _fault(TruncatedError, source, index, "dims", position + at, f"{head - at} bytes", left - at)
@@ -229,7 +275,7 @@ def _read_head(source: Source, index: int, position: int, window: memoryview) ->
         _fault(CheckpointError, source, index, "name length", position + 4, f"at most {_LONGEST_NAME}", name_len)
     if left < head + name_len:
         _fault(TruncatedError, source, index, "name", position + head, f"{name_len} bytes", left - head)
-    return head, ne0, ne1, name_len
+    return head, ne0, ne1, name_len, dtype
 
 
 def _fault(
@@ -247,8 +293,9 @@ def _gguf_name(raw: bytes) -> tuple[str, int] | None:
         return None
     prefix, layer, weight, end = match.groups()
     base_name = _WEIGHTS[prefix].get(weight.decode())
-    if base_name is None:
+    if base_name is None and prefix != b"blk":
         return None
+    base_name = base_name or f"blk.{{bid}}.{weight.decode()}"  # of another architecture
     name = f"{base_name.format(bid=(layer or b'').decode())}.weight.lora_{end.decode().lower()}"
     return name, int(layer) if layer else -1
 

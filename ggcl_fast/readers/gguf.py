@@ -18,6 +18,7 @@ from ..formats.finetune_keys import Key
 from ..formats.gguf_header import GGUFHeader, Value, read_header
 from ..formats.schema import OPTIMIZER_TENSORS
 from ..storage.sources import Source
+from . import gguf_lora
 from .by_name import NamedTensors, tensor_table
 from .engine import Engine
 
@@ -25,8 +26,10 @@ __all__ = ["read"]
 
 
 def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001 - nothing is swept here
-    """Read the GGUF checkpoint that `source` holds; raises as `readers.open_checkpoint` does."""
+    """Read the GGUF checkpoint or adapter that `source` holds; raises as `readers.open_checkpoint` does."""
     header = read_header(source)
+    if gguf_lora.is_lora(header):
+        return gguf_lora.read(source, header)
     keys = _Keys(source, header)
     version = _version(keys)
     model = {field: keys.get(key) for field, key in finetune.MODEL.items()}
@@ -131,8 +134,6 @@ def _something_else(header: GGUFHeader) -> tuple[str, str]:
     values = header.keys
     if values.get(finetune.TRAINING_TYPE.name) == "train_model":
         return "a train-text-from-scratch checkpoint, a model in itself", "there is no LoRA in it to convert"
-    if values.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER:
-        return "a finished adapter", "llama.cpp loads it as it is; nothing is left to convert"
     if gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight" in header.names:
         return "a base model", "hand in the checkpoint that finetune wrote when it trained on it"
     return "no finetune checkpoint", "gguf-dump shows what it is"

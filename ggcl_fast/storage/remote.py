@@ -59,7 +59,7 @@ class SourceRemote:
             raise OSError(
                 errno.ESPIPE, "The server does not tell its size, so that it cannot be read by ranges", self.name
             )
-        self.size = int(self._info["size"])
+        self.size = self.file_size = int(self._info["size"])
         self.far = self.size > SMALL
         self.memory: memoryview | None = None if self.far else memoryview(self._range(0, self.size))
 

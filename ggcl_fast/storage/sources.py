@@ -41,6 +41,8 @@ class Source(Protocol):
     """What tells it from other files and objects, see `identity.identities`; memory is like none of them."""
     size: int
     """Bytes in all."""
+    file_size: int
+    """Bytes that it takes where it is stored, which is `size` unless something is decoded."""
     memory: memoryview | None
     """All bytes, read-only, where they are in memory anyway."""
     far: bool
@@ -101,7 +103,7 @@ class SourceBuffer:
         self.name = name
         self.closed = False
         self.memory: memoryview | None = view.cast("B").toreadonly() if view.nbytes else memoryview(b"")
-        self.size = view.nbytes
+        self.size = self.file_size = view.nbytes
         self._aligned = self.size == 0 or np.frombuffer(self.memory, np.uint8).ctypes.data % 4 == 0
 
     def window(self, offset: int) -> tuple[int, memoryview]:
@@ -190,7 +192,7 @@ class SourceFile:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)
         if not stat.S_ISREG(self._status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", self.name)
-        self.size = self._status.st_size
+        self.size = self.file_size = self._status.st_size
         if self.size <= SMALL:
             self.memory = self._read_whole()
         # Pages that a map has written to already change without a trace: the bytes themselves must tell.

@@ -7,6 +7,8 @@ this wing knows where files go; it only names them.  To add an output, write its
 `options`     what is asked of a job, from the command down to here
 `names`       which outputs a job has, and what each is called
 `plan`        what a target answers: the files that it would write
+`fitting`     a checkpoint and its base model, settled before anything is written
+`rows`        order and number of the rows of B
 `deltas`      A, B and norms of a checkpoint's pairs
 `base_model`  the model that a checkpoint was trained on
 `checkpoint`  the GGUF finetune checkpoint
@@ -35,7 +37,7 @@ class Target(NamedTuple):
     what: str
     """What to call it."""
     takes: tuple[str, ...] = ()
-    """Which of the options base, base_out and token_embd mean something to it."""
+    """Which of the options that not every target has mean something to it."""
     needs: tuple[str, ...] = ()
     """Which of them it cannot do without."""
     outtypes: tuple[str, ...] = OUTTYPES[:1]
@@ -46,10 +48,13 @@ class Target(NamedTuple):
 
 TARGETS: Final[Mapping[str, Target]] = {
     "checkpoint": Target("a GGUF finetune checkpoint"),
-    "adapter": Target("a GGUF LoRA adapter for llama.cpp", ("base", "base_out", "token_embd"), outtypes=OUTTYPES),
-    "merged": Target("the base model with every delta added", ("base",), ("base",)),
+    "adapter": Target(
+        "a GGUF LoRA adapter for llama.cpp", ("base", "base_out", "token_embd", "heads", "rows", "arch"),
+        outtypes=OUTTYPES,
+    ),
+    "merged": Target("the base model with every delta added", ("base", "heads", "rows"), ("base",)),
     "peft": Target(
-        "a folder that Hugging Face's PEFT loads", ("base", "token_embd"),
+        "a folder that Hugging Face's PEFT loads", ("base", "token_embd", "heads", "rows"),
         outtypes=("f32", "f16"), folder=("adapter_model.safetensors", "adapter_config.json"),
     ),
 }  # fmt: skip

@@ -17,7 +17,6 @@ import gguf
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCH
 from ..formats.gguf_writer import TensorInfo, as_bytes, head, packed_keys, padding
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats, quantized
@@ -26,6 +25,7 @@ from ..storage.outputs import Writer
 from ..storage.urls import StrPath, public_name
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
+from .fitting import fit
 from .options import Options
 from .plan import File, Plan
 
@@ -41,16 +41,15 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         The checkpoint was trained on another model than the base, or the base has tied embeddings, which llama.cpp
         cannot adapt.
     """
-    pairs, notes = checkpoint.pairs, []
     left_out = set() if options.token_embd else {TOKEN_EMBD}
-    if base is not None:
-        base.check(checkpoint)
-        if base.is_tied:
-            left_out |= _left_out_of_tied(checkpoint, base, options.token_embd)
+    if base is not None and base.is_tied:
+        left_out |= _left_out_of_tied(checkpoint, base, options.token_embd)
+    checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out)
+    pairs, notes = checkpoint.pairs, list(fitted)
     if skipped := [pair.weight for pair in pairs if pair.weight in left_out]:
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
     kept = [pair for pair in pairs if not pair.is_norm and pair.weight not in left_out]
-    files = [adapter_file(checkpoint, kept, TYPES[options.outtype])]
+    files = [adapter_file(checkpoint, kept, arch, TYPES[options.outtype])]
     if base is not None:
         files.insert(0, File(functools.partial(_write_base, checkpoint, base), base.source.size))
         notes.append(f"the norm deltas are in {public_name(outputs[0])}: load the adapter upon that model")
@@ -82,12 +81,12 @@ def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, token_embd: bool)
     return cannot
 
 
-def adapter_file(checkpoint: Checkpoint, pairs: Sequence[Pair], type: gguf.GGMLQuantizationType) -> File:
-    """Return the file of a GGUF adapter with `pairs`, none of them a norm's, as tensors of a type of floats.
+def adapter_file(checkpoint: Checkpoint, pairs: Sequence[Pair], arch: str, type: gguf.GGMLQuantizationType) -> File:
+    """Return the file of a GGUF adapter for models of `arch`, with `pairs`, none of them a norm's, of a type of floats.
 
     Writing it raises `CheckpointError` where a value is too large for `type`.
     """
-    writer = gguf.GGUFWriter(None, ARCH)
+    writer = gguf.GGUFWriter(None, arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)

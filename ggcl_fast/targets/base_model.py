@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import gguf
 import numpy as np
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCH, ARCHITECTURE
+from ..formats.finetune_keys import ARCHITECTURE, TRAINING_TYPE
 from ..formats.gguf_header import read_header
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.numbers import Floats, with_delta
@@ -19,12 +20,27 @@ from ..storage.sources import Source, read_at
 from ..storage.urls import StrPath
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
 
-__all__ = ["BaseModel"]
+__all__ = ["BaseModel", "Heads"]
 
 _SPLIT: Final = "split.count"
+_PARAMETERS: Final = {
+    "n_layer": "block_count",
+    "n_head": "attention.head_count",
+    "n_head_kv": "attention.head_count_kv",
+    "n_rot": "rope.dimension_count",
+}
+"""Keys that have to fit, without the architecture, by field of `checkpoint.ModelParameters`."""
 _T = gguf.GGUFValueType
 _INTEGERS: Final = (_T.UINT8, _T.INT8, _T.UINT16, _T.INT16, _T.UINT32, _T.INT32, _T.UINT64, _T.INT64)
 _LARGEST_COUNT: Final = (1 << 31) - 1
+
+
+class Heads(NamedTuple):
+    """Attention heads of a model; 0 where nothing tells them."""
+
+    n_head: int
+    n_head_kv: int
+    """Those of keys and values."""
 
 
 class BaseModel:
@@ -38,7 +54,7 @@ class BaseModel:
     Raises
     ------
     CheckpointError
-        It is no sound GGUF file, or one of several, or of another architecture than LLaMA.
+        It is no sound GGUF file, or one of several, or something else than a model.
     OSError
         It cannot be opened or read.
     """
@@ -49,8 +65,11 @@ class BaseModel:
             self.header = read_header(self.source)
             self._rows = {name: row for row, name in enumerate(self.header.names)}
             arch = self.header.keys.get(ARCHITECTURE.name, "nothing")
-            if arch != ARCH:
-                self._refuse(ARCHITECTURE.name, ARCH, arch)
+            if not isinstance(arch, str) or ARCHITECTURE.name not in self.header.keys:
+                self._refuse(ARCHITECTURE.name, "the name of an architecture", arch)
+            self.arch = arch
+            """Architecture, as GGUF files name it."""
+            self._check_kind()
             if self._integer(_SPLIT) > 1:
                 self._refuse(_SPLIT, 1, self.header.keys[_SPLIT], "join the files with llama.cpp's gguf-split --merge")
         except BaseException:
@@ -65,14 +84,28 @@ class BaseModel:
     ) -> None:
         self.source.close()
 
+    def _check_kind(self) -> None:
+        """Hold that it is a model, and not what can be made of one."""
+        kind = self.header.keys.get(gguf.Keys.General.TYPE, gguf.GGUFType.MODEL)
+        if kind != gguf.GGUFType.MODEL:
+            self._refuse(gguf.Keys.General.TYPE, gguf.GGUFType.MODEL, kind)
+        if TRAINING_TYPE.name in self.header.fields:
+            self._refuse(TRAINING_TYPE.name, "none", self.header.keys.get(TRAINING_TYPE.name), "it is a checkpoint")
+
+    @property
+    def heads(self) -> Heads:
+        """Attention heads; without a key for those of keys and values they are as many."""
+        n_head = self.key("attention.head_count")
+        return Heads(n_head, self.key("attention.head_count_kv") or n_head)
+
     @property
     def is_tied(self) -> bool:
         """Tell whether the model has no output weight of its own and uses its token embeddings in its place."""
         return OUTPUT not in self._rows
 
     def key(self, name: str) -> int:
-        """Return the integer ``llama.<name>``, 0 where there is none; `CheckpointError` where it is something else."""
-        return self._integer(f"{ARCH}.{name}")
+        """Return an integer of the architecture's keys, 0 without it; `CheckpointError` where it is something else."""
+        return self._integer(f"{self.arch}.{name}")
 
     def _integer(self, key: str) -> int:
         value = self.header.keys.get(key, 0)
@@ -106,15 +139,41 @@ class BaseModel:
         """Return where a tensor is; raises `KeyError` where there is none."""
         return self.header.tensor(self._rows[name])
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Hold the shapes of all pairs of `checkpoint` against the base model's.
+    def n_tokens(self, pair: Pair) -> int:
+        """Return the rows that the weight has that `pair` changes, 0 where there is none."""
+        try:
+            dims = self.tensor(pair).dims
+        except KeyError:
+            return 0
+        return dims[1] if len(dims) == 2 else 0
+
+    def layers_left(self, checkpoint: Checkpoint) -> Iterator[str]:
+        """Say how many layers `checkpoint` does not change, where it may leave some out."""
+        n_layer = self.key(_PARAMETERS["n_layer"])
+        layers = {pair.layer for pair in checkpoint.pairs if pair.layer is not None}
+        if checkpoint.partial and len(layers) < n_layer:
+            yield f"it changes {len(layers)} of the base model's {n_layer} layers"
+
+    def check(self, checkpoint: Checkpoint, left_out: Collection[str] = ()) -> None:
+        """Hold the model's parameters and the shapes of all pairs of `checkpoint` against the base model's.
+
+        Parameters
+        ----------
+        checkpoint
+            What was trained on it.
+        left_out
+            Names of weights that are not looked at.
 
         Raises
         ------
         CheckpointError
-            A weight is missing or has other dims, or a norm is not F32: the message names both files.
+            Layers, heads or rotary dims are others, or a weight is missing or has other dims: the message names both
+            files.
         """
+        self._check_parameters(checkpoint)
         for pair in checkpoint.pairs:
+            if pair.weight in left_out:
+                continue
             try:
                 tensor = self.tensor(pair)
             except KeyError:
@@ -136,6 +195,22 @@ class BaseModel:
                     "norms are F32 in every model", source=self.source.name, tensor=pair.weight, field="type",
                     expected="F32", found=tensor.type.name,
                 )  # fmt: skip
+
+    def _check_parameters(self, checkpoint: Checkpoint) -> None:
+        """Hold layers, heads and rotary dims against the base model's, as far as both tell them."""
+        for field, key in _PARAMETERS.items():
+            found: int = getattr(checkpoint.parameters, field)
+            if found == 0 or (checkpoint.partial and field != "n_layer"):
+                continue
+            here = self.heads.n_head_kv if field == "n_head_kv" else self.key(key)
+            if here == 0 or here == found or (checkpoint.partial and found < here):
+                continue
+            cut = field == "n_layer" and checkpoint.format == "ggla" and found < here
+            raise CheckpointError(
+                "not the shape of the base model", source=checkpoint.source.name, field=field,
+                expected=f"{here} as in {self.source.name}", found=found,
+                hint="the file is cut short, or " * cut + "it was trained on another model",
+            )  # fmt: skip
 
     def norm(self, checkpoint: Checkpoint, pair: Pair) -> Floats:
         """Return the norm weight with the delta of `pair` added, shape (n_embd,)."""

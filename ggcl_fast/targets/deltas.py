@@ -25,7 +25,7 @@ def lora_a(checkpoint: Checkpoint, pair: Pair) -> Floats:
 
 
 def lora_b(checkpoint: Checkpoint, pair: Pair) -> Floats:
-    """Read B of `pair`, shape (n_out, rank), with the checkpoint's scale in it.
+    """Read B of `pair`, shape (n_out, rank), with the scale in it.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def lora_b(checkpoint: Checkpoint, pair: Pair) -> Floats:
         A value times the scale is too large.
     """
     b = _read(checkpoint, pair.row_b)
-    return scaled(b, checkpoint.scale, source=checkpoint.source.name, tensor=f"{pair.weight}.lora_b")
+    return scaled(b, pair.scale, source=checkpoint.source.name, tensor=f"{pair.weight}.lora_b")
 
 
 def _read(checkpoint: Checkpoint, row: int) -> Floats:

@@ -33,6 +33,7 @@ from ..storage.urls import StrPath
 from .adding import Changed, add_deltas, pick_kernel
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD
+from .fitting import fit
 from .options import Options
 from .plan import File, Plan
 
@@ -63,7 +64,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         The checkpoint was trained on another model than the base, or gguf cannot read the type of a weight.
     """
     assert base is not None  # `targets.TARGETS` says that it is needed
-    base.check(checkpoint)
+    checkpoint, _, notes = fit(checkpoint, options, base)
     changed = {pair.weight: pair for pair in checkpoint.pairs}
     items = functools.partial(_items, base, changed)
     n_tensors = sum(1 for _ in items())
@@ -79,7 +80,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
             n_weights[item.origin.type] += math.prod(item.info.dims)
     kernels = {type: pick_kernel(type, options.engine, n) for type, n in n_weights.items()}
     write = functools.partial(_write, checkpoint, base, items, beginning, kernels)
-    return Plan((File(write, nbytes),), n_tensors, tuple(_notes(of_interest)))
+    return Plan((File(write, nbytes),), n_tensors, (*notes, *_notes(of_interest)))
 
 
 def _items(base: BaseModel, changed: Mapping[str, Pair]) -> Iterator[_Item]:

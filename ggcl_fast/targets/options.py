@@ -9,13 +9,18 @@ from ..storage.outputs import Progress
 from ..storage.urls import StrPath
 from . import DEFAULT, OUTTYPES, TARGETS
 
-__all__ = ["Options"]
+__all__ = ["ROWS", "Options"]
 
 _FLAGS: Final = {
     "base": "--base (base=)",
     "base_out": "--base-out (base_out=)",
     "token_embd": "--no-token-embd (token_embd=False)",
+    "heads": "--heads (heads=)",
+    "rows": "--rows (rows=)",
+    "arch": "--arch (arch=)",
 }
+ROWS: Final = ("auto", "gguf")
+"""How rows of q and k are taken: as the file is known to have them, or as those of GGUF's models whatever they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Options:
     base_out: StrPath | None = None
     outtype: str = OUTTYPES[0]
     token_embd: bool = True
+    heads: tuple[int, int] | None = None
+    """n_head and n_head_kv."""
+    rows: str = ROWS[0]
+    arch: str | None = None
     ff: int | None = None
     force: bool = False
     parents: bool = False
@@ -48,7 +57,14 @@ class Options:
             "base": self.base is not None,
             "base_out": self.base_out is not None,
             "token_embd": not self.token_embd,
+            "heads": self.heads is not None,
+            "rows": self.rows != ROWS[0],
+            "arch": self.arch is not None,
         }
+        if self.rows not in ROWS:
+            raise ValueError(f"{_FLAGS['rows']}: expected one of {', '.join(ROWS)}, found {self.rows!r}")
+        if self.heads is not None and (len(self.heads) != 2 or min(self.heads) < 1):
+            raise ValueError(f"{_FLAGS['heads']}: expected two numbers of at least 1, found {self.heads!r}")
         if self.to is not None:
             self._check_target(self.to, given)
         if given["base_out"] and not given["base"]:

@@ -3,8 +3,7 @@
 PEFT's lora_A has shape (rank, n_in) and lora_B (n_out, rank).  Of the embeddings it looks up columns of
 lora_embedding_A, shape (rank, n_vocab), and multiplies them by lora_embedding_B, shape (n_embd, rank).
 
-llama.cpp rotates neighbouring values of a head together, Hugging Face a value of the first half of the head with one
-of the second.  The rows of the weights of q and k are therefore in another order here, and so are those of lora_B.
+The rows of lora_B for q and k are in Hugging Face's order, see `rows`.
 
 PEFT has no deltas for norms; it takes whole weights, which only a base model can give.
 
@@ -16,14 +15,15 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import gguf
-import numpy as np
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
+from ..formats.decoded import to_hf_rows
+from ..formats.finetune_keys import ARCH
 from ..formats.gguf_writer import as_bytes
 from ..formats.numbers import TYPES, Floats, quantized
 from ..formats.safetensors import StoredTensor, head
@@ -32,10 +32,12 @@ from ..storage.urls import StrPath
 from . import TARGETS
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
+from .fitting import fit
 from .options import Options
 from .plan import File, Plan
+from .rows import ROTATED, check_heads, heads_of
 
-__all__ = ["MODULE_NAMES", "plan", "to_half_rotation"]
+__all__ = ["MODULE_NAMES", "plan"]
 
 MODULE_NAMES: Final = {
     "token_embd": "model.embed_tokens",
@@ -54,8 +56,6 @@ MODULE_NAMES: Final = {
 """Modules of transformers' LlamaForCausalLM by the last part of the GGUF name."""
 
 _PREFIX: Final = "base_model.model."
-_ROTATED: Final = {"attn_q": "n_head", "attn_k": "n_head_kv"}
-_HEAD_KEYS: Final = {"n_head": "attention.head_count", "n_head_kv": "attention.head_count_kv"}
 _CONFIG: Final[dict[str, Any]] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -78,10 +78,21 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     CheckpointError
         The checkpoint was trained on another model than the base, or the number of heads is not known or cannot be.
     """
-    pairs, notes = checkpoint.pairs, []
-    if base is not None:
-        base.check(checkpoint)
-    elif any(pair.is_norm for pair in pairs):
+    left_out = () if options.token_embd else (TOKEN_EMBD,)
+    checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out, reorder=False)
+    if arch != ARCH:
+        raise CheckpointError(
+            f"names of PEFT's modules are known for '{ARCH}' alone", source=checkpoint.source.name,
+            field="architecture", expected=f"'{ARCH}'", found=f"'{arch}'",
+        )  # fmt: skip
+    pairs, notes = checkpoint.pairs, list(fitted)
+    for pair in pairs:
+        if pair.module not in MODULE_NAMES:
+            raise CheckpointError(
+                "the name of this module is not known in Hugging Face's LLaMA", source=checkpoint.source.name,
+                tensor=pair.weight,
+            )  # fmt: skip
+    if base is None and any(pair.is_norm for pair in pairs):
         notes.append(f"left out: {norm_size(checkpoint)}, for which PEFT needs the whole weights; --base gives them")
     if not options.token_embd and any(pair.weight == TOKEN_EMBD for pair in pairs):
         notes.append(f"left out: the delta of {TOKEN_EMBD}")
@@ -92,13 +103,10 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     ]
     if base is not None and base.is_tied and any(pair.weight in (TOKEN_EMBD, OUTPUT) for pair in kept):
         notes.append("the embeddings are tied: use the adapter as it is; merging it with PEFT would change both ends")
-    heads = {name: _heads(checkpoint, base, name) for name in _ROTATED.values()}
-    for pair in kept:
-        if pair.module in _ROTATED:
-            _check_heads(checkpoint, pair, _ROTATED[pair.module], heads[_ROTATED[pair.module]])
+    n_heads = _n_heads(checkpoint, kept, options, base)
     parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
     start = head(part.stored for part in parts)
-    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, heads, start)
+    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, start)
     config = json.dumps(_config(kept), indent=2).encode() + b"\n"
     weights, about = TARGETS["peft"].folder
     files = (
@@ -112,39 +120,20 @@ def _module(pair: Pair) -> str:
     return MODULE_NAMES[pair.module].format(pair.layer)
 
 
-def _heads(checkpoint: Checkpoint, base: BaseModel | None, name: str) -> int:
-    """Return n_head or n_head_kv, of the base model where there is one; 0 where nothing tells."""
-    if base is not None and (told := base.key(_HEAD_KEYS[name])):
-        return told
-    known: int = getattr(checkpoint.parameters, name)
-    if known == 0 and name == "n_head_kv" and base is not None:
-        return base.key(_HEAD_KEYS["n_head"])  # a model without the key has as many heads of both kinds
-    return known
-
-
-def _check_heads(checkpoint: Checkpoint, pair: Pair, name: str, n_head: int) -> None:
-    """Hold that the rows of `pair` can be those of `n_head` heads of even size."""
-    if n_head <= 0 or pair.n_out % (2 * n_head):
-        expected = f"a divisor of half of {pair.n_out}, the rows of {pair.weight}"
-        raise CheckpointError(
-            source=checkpoint.source.name, field=name, expected=expected, found=n_head or "nothing that tells it",
-            hint="--base tells the number of heads",
-        )  # fmt: skip
-    n_rot, head_dim = checkpoint.parameters.n_rot, pair.n_out // n_head
-    if n_rot not in (0, head_dim):
-        raise CheckpointError(
-            "transformers' LLaMA rotates whole heads", source=checkpoint.source.name, field="n_rot",
-            expected=head_dim, found=n_rot,
-        )  # fmt: skip
-
-
-def to_half_rotation(rows: Floats, n_head: int) -> Floats:
-    """Return `rows`, shape (n_head * d, n), in Hugging Face's order of q and k instead of GGUF's.
-
-    Within each head GGUF has value i of the first half at row 2 * i, and that of the second half after it.
-    """
-    heads = rows.reshape(n_head, -1, 2, rows.shape[1])
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+def _n_heads(checkpoint: Checkpoint, kept: Iterable[Pair], options: Options, base: BaseModel | None) -> dict[str, int]:
+    """Return how many heads the rows of each weight belong to that are not in Hugging Face's order."""
+    rotated = [pair for pair in kept if pair.module in ROTATED]
+    if not rotated or (checkpoint.rows == "hf" and options.rows != "gguf"):
+        return {}
+    heads = heads_of(checkpoint, options, base)
+    for pair in rotated:
+        n_rot, head_dim = checkpoint.parameters.n_rot, pair.n_out // check_heads(checkpoint, pair, heads)
+        if n_rot not in (0, head_dim):
+            raise CheckpointError(
+                "transformers' LLaMA rotates whole heads", source=checkpoint.source.name, field="n_rot",
+                expected=head_dim, found=n_rot,
+            )  # fmt: skip
+    return {pair.weight: check_heads(checkpoint, pair, heads) for pair in rotated}
 
 
 class _Part(NamedTuple):
@@ -170,15 +159,15 @@ def _parts(pairs: Iterable[Pair], type: gguf.GGMLQuantizationType) -> Iterator[_
             yield _Part(StoredTensor(f"{module}.lora_B.weight", (pair.n_out, pair.rank), type), pair, True)
 
 
-def _values(checkpoint: Checkpoint, base: BaseModel | None, part: _Part, heads: dict[str, int]) -> Floats:
+def _values(checkpoint: Checkpoint, base: BaseModel | None, part: _Part, n_heads: Mapping[str, int]) -> Floats:
     """Return the values of a tensor, as float32."""
     pair = part.pair
     if pair.is_norm:
         assert base is not None  # without it there are no norms
         return base.norm(checkpoint, pair)
     values = lora_b(checkpoint, pair) if part.is_b else lora_a(checkpoint, pair)
-    if part.is_b and pair.module in _ROTATED:
-        return to_half_rotation(values, heads[_ROTATED[pair.module]])
+    if part.is_b and pair.weight in n_heads:
+        return to_hf_rows(values, n_heads[pair.weight])
     return values.T if part.is_b == (pair.weight == TOKEN_EMBD) else values
 
 
@@ -186,14 +175,14 @@ def _write_tensors(
     checkpoint: Checkpoint,
     base: BaseModel | None,
     parts: Sequence[_Part],
-    heads: dict[str, int],
+    n_heads: Mapping[str, int],
     start: bytes,
     output: Writer,
 ) -> None:
     """Write ``adapter_model.safetensors``, which begins with `start`."""
     output.writev([start])
     for part in parts:
-        values = _values(checkpoint, base, part, heads)
+        values = _values(checkpoint, base, part, n_heads)
         data = quantized(values, part.stored.type, source=checkpoint.source.name, tensor=part.pair.weight)
         output.writev([as_bytes(data)])
 

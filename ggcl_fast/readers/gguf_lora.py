@@ -1,0 +1,130 @@
+"""Reading a LoRA adapter in GGUF form, as llama.cpp loads it and today's converters write it.
+
+Of a weight X it has ``X.lora_a``, shape (rank, n_in), and ``X.lora_b``, shape (n_out, rank), in any type; of the token
+embeddings A and B change places, see `targets.adapter`.  Deltas count alpha / rank times, each pair with its own rank,
+and once where alpha is 0 or absent.  Weights of norms, which some converters add and llama.cpp passes over, are left
+out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final, NoReturn
+
+import gguf
+import numpy as np
+
+from ..checkpoint import Checkpoint, ModelParameters, Training
+from ..errors import CheckpointError
+from ..formats.decoded import Decoded, EncodedTensor, can_decode
+from ..formats.gguf_header import GGUFHeader
+from ..formats.gguf_tensors import GGUFTensor
+from ..storage.sources import Source
+from .by_name import infer, tensor_table
+
+__all__ = ["is_lora", "read"]
+
+_ALPHA: Final = gguf.Keys.Adapter.LORA_ALPHA
+_ADAPTER: Final = "lora"
+_PART: Final = re.compile(r"(?P<weight>.+\.weight)\.lora_(?P<end>[ab])", re.ASCII | re.DOTALL)
+_NORM: Final = re.compile(r".*norm\.weight", re.ASCII | re.DOTALL)
+_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.", re.ASCII)
+_TOKEN_EMBD: Final = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight"
+
+
+def is_lora(header: GGUFHeader) -> bool:
+    """Tell whether a GGUF file is an adapter, whatever kind of one."""
+    return header.keys.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER
+
+
+def read(source: Source, header: GGUFHeader) -> Checkpoint:
+    """Read the adapter that `source` holds, whose header this is; raises as `readers.open_checkpoint` does."""
+    arch = _string(source, header, gguf.Keys.General.ARCHITECTURE)
+    if _string(source, header, gguf.Keys.Adapter.TYPE) != _ADAPTER:
+        _refuse(source, header, gguf.Keys.Adapter.TYPE, f"'{_ADAPTER}'")
+    alpha = _alpha(source, header)
+    names: list[str] = []
+    tensors: list[EncodedTensor] = []
+    n_others = 0
+    for row, tensor in enumerate(header.tensors()):
+        match = _PART.fullmatch(tensor.name)
+        if match is None and _NORM.fullmatch(tensor.name):
+            n_others += 1
+        elif match is None:
+            _fault(source, row, tensor, "name", "X.weight.lora_a or X.weight.lora_b", tensor.name)
+        else:
+            is_embd = match["weight"] == _TOKEN_EMBD
+            end = match["end"] if not is_embd else "ab"[match["end"] == "a"]
+            names.append(f"{match['weight']}.lora_{end}")
+            tensors.append(_encoded(source, row, tensor, is_transposed=end == "a" and not is_embd))
+    if not names:
+        raise CheckpointError(
+            "there is no tensor in it", source=source.name, field="n_tensors", found=len(header.names)
+        )
+    shown = Decoded(source, tensors)
+    ne = np.array([one.shape if one.is_transposed else one.shape[::-1] for one in tensors], np.int64)
+    table = tensor_table(np.array(shown.offsets, np.int64), ne, 2)
+    ranks, dims = infer(names, table)
+    layers = [int(match[1]) for match in map(_LAYER.match, names) if match]
+    checkpoint = Checkpoint(
+        shown,
+        ModelParameters(
+            n_vocab=dims["n_vocab"], n_embd=dims["n_embd"], n_mult=0, n_head=0, n_layer=max(layers, default=-1) + 1,
+            n_rot=0, n_ff=dims["n_ff"], n_head_kv=0,
+        ),
+        ranks,
+        Training(0, 0, 0),
+        None,
+        tuple(names),
+        table,
+        (f"{n_others} weights of norms, which llama.cpp passes over in adapters, are left out",) if n_others else (),
+        format="lora",
+        alpha=alpha,
+        arch=arch,
+        partial=True,
+    )  # fmt: skip
+    checkpoint.pairs  # noqa: B018 - whole only if each pair is
+    return checkpoint
+
+
+def _encoded(source: Source, row: int, tensor: GGUFTensor, *, is_transposed: bool) -> EncodedTensor:
+    """Hold that a tensor is a matrix that can be decoded."""
+    if math.prod(tensor.dims[2:]) != 1:
+        _fault(
+            source, row, tensor, "dims", "two of them: of other weights than matrices nothing can be made", tensor.dims
+        )
+    if not can_decode(tensor.type):
+        _fault(source, row, tensor, "type", "one that gguf dequantizes", tensor.type.name)
+    ne0, ne1 = (*tensor.dims, 1)[:2]
+    return EncodedTensor(tensor.offset, tensor.nbytes, tensor.type, (ne1, ne0), is_transposed)
+
+
+def _string(source: Source, header: GGUFHeader, key: str) -> str:
+    value = header.keys.get(key)
+    if not isinstance(value, str):
+        _refuse(source, header, key, "a string")
+    return value
+
+
+def _alpha(source: Source, header: GGUFHeader) -> float:
+    if _ALPHA not in header.fields:
+        return 0.0
+    value: Any = header.keys.get(_ALPHA)
+    if header.fields[_ALPHA].type != gguf.GGUFValueType.FLOAT32 or not math.isfinite(value):
+        _refuse(source, header, _ALPHA, "a finite float32")
+    return float(value)
+
+
+def _refuse(source: Source, header: GGUFHeader, key: str, expected: str) -> NoReturn:
+    field = header.fields.get(key)
+    raise CheckpointError(
+        source=source.name, field=key, offset=field.value if field is not None else None, expected=expected,
+        found=header.keys.get(key, "none" if field is None else field.type.name.lower()),
+    )  # fmt: skip
+
+
+def _fault(source: Source, row: int, tensor: GGUFTensor, field: str, expected: str, found: object) -> NoReturn:
+    raise CheckpointError(
+        source=source.name, tensor=tensor.name, index=row, field=field, expected=expected, found=found
+    )
