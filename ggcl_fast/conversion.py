@@ -106,6 +106,8 @@ def convert(
     heads: tuple[int, int] | None = None,
     rows: str = ROWS[0],
     arch: str | None = None,
+    name: str | None = None,
+    base_model_id: str | None = None,
     ff: int | None = None,
     force: bool = False,
     parents: bool = False,
@@ -149,6 +151,10 @@ def convert(
         were in the order of GGUF's models.  That matters for ggla files that finetune did not write.
     arch
         Architecture of the base model, as GGUF files name it, where nothing else tells it.
+    name
+        What the output calls itself; by default the names of base model and source.
+    base_model_id
+        The base model's id at Hugging Face, such as ``meta-llama/Llama-2-7b-hf``, for the output to tell.
     ff
         The feed-forward length that the file must have.  Not needed: its tensors tell it, or in a file without
         layers the header does.
@@ -185,23 +191,9 @@ def convert(
         There is no such target, or it has no use for an option, or needs another.
     """
     options = Options(
-        to,
-        base,
-        base_out,
-        outtype,
-        token_embd,
-        heads,
-        rows,
-        arch,
-        ff,
-        force,
-        parents,
-        dry_run,
-        fsync,
-        check_finite,
-        engine,
-        progress,
-    )
+        to, base, base_out, outtype, token_embd, heads, rows, arch, name, base_model_id, ff, force, parents, dry_run,
+        fsync, check_finite, engine, progress,
+    )  # fmt: skip
     return run(source, target, options)
 
 
@@ -228,8 +220,9 @@ def _base_model(path: StrPath) -> BaseModel:
 def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
-    written = names.outputs(target, options)
-    Claims().add(sources, names.taken(target, options))
+    norms = base is not None and options.to == "adapter" and _trains_norms(checkpoint)
+    written = names.outputs(target, options, norms=norms)
+    Claims().add(sources, names.taken(target, options, norms=norms))
     outputs = _outputs(written, options)
     if options.check_finite:
         from .inspection.values import check_finite
@@ -254,6 +247,12 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
         notes=plan.notes,
         extra_outputs=tuple(public_name(name) for name in written if name != target),
     )
+
+
+def _trains_norms(checkpoint: Checkpoint) -> bool:
+    from .targets.deltas import trains_norms
+
+    return trains_norms(checkpoint)
 
 
 def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:

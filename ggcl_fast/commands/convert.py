@@ -74,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         help="gguf: take rows of q and k as they stand, as llama.cpp did in 2023, and not as an adapter that was "
         "converted from Hugging Face's has them",
     )  # fmt: skip
+    parser.add_argument("--name", help="what the output calls itself (default: names of the base model and of IN)")
+    parser.add_argument(
+        "--base-model-id", metavar="ID", help="the base model's id at Hugging Face, for the output to tell"
+    )
     parser.add_argument("--arch", metavar="NAME", help="architecture of the base model, where nothing else tells it")
     parser.add_argument(
         "--ff",
@@ -127,9 +131,9 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]
     if not sources or target is None:
         parser.error("IN and OUT are needed")
     args.sources, args.target = sources, target
-    of_targets = args.base, args.base_out, args.heads, args.arch, not args.token_embd
+    of_targets = args.base, args.base_out, args.heads, args.arch, args.name, args.base_model_id, not args.token_embd
     if args.to is None and (any(of_targets) or args.outtype != OUTTYPES[0] or args.rows != ROWS[0]):
-        parser.error("--base, --base-out, --no-token-embd, --outtype, --heads, --rows and --arch need --to")
+        parser.error("what is said of a base model, --outtype and --name need --to")
     try:
         return args, Options(**{name: value for name, value in vars(args).items() if name in _OPTIONS})
     except ValueError as error:

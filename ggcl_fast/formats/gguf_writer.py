@@ -20,8 +20,8 @@ from ..storage.outputs import Writer
 from .layout import ALIGNMENT, GGUF_HEADER, GGUF_MAGIC, GGUF_TENSOR_INFO
 
 __all__ = [
-    "KeyTemplate", "TensorInfo", "as_bytes", "beginning", "head", "packed_keys", "padding", "tensor_infos",
-    "write_padding",
+    "KeyTemplate", "KeyValue", "TensorInfo", "as_bytes", "beginning", "head", "packed", "packed_keys", "padding",
+    "tensor_infos", "write_padding",
 ]  # fmt: skip
 
 _ZEROS: Final = bytes(1 << 20)
@@ -123,6 +123,23 @@ def packed_keys(writer: gguf.GGUFWriter) -> tuple[int, bytes]:
     start = file.tell()
     writer.write_kv_data_to_file()
     return len(writer.kv_data[0]), file.getvalue()[start:]
+
+
+class KeyValue(NamedTuple):
+    """A key that is to be written: a scalar or a string."""
+
+    name: str
+    value: Any
+    type: gguf.GGUFValueType
+
+
+def packed(entries: Iterable[KeyValue]) -> bytes:
+    """Return the bytes of some keys as they stand in a file."""
+    writer = gguf.GGUFWriter(None, "")
+    _, architecture = packed_keys(writer)  # which gguf's writer always begins with
+    for entry in entries:
+        writer.add_key_value(entry.name, entry.value, entry.type)
+    return packed_keys(writer)[1][len(architecture) :]
 
 
 def as_bytes(values: npt.NDArray[Any]) -> memoryview:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from .layout import GGCL_MAGIC, GGLA_MAGIC, GGUF_MAGIC
 
-__all__ = ["GGCL", "GGLA", "GGUF", "LONGEST_SIGNATURE", "Format", "recognise"]
+__all__ = ["GGCL", "GGLA", "GGUF", "LONGEST_SIGNATURE", "MADE_BY", "Format", "recognise"]
 
 
 class Format(NamedTuple):
@@ -47,6 +47,8 @@ _FORMATS: Final = (
 )
 _SAFETENSORS: Final = Format(b"", "a safetensors file", "load it with the safetensors library")
 
+MADE_BY: Final = "ggcl_fast.version"
+"""Key of a GGUF file that this project wrote, checkpoints apart, which are what the old script wrote."""
 LONGEST_SIGNATURE: Final = 9
 """Bytes of a file that `recognise` asks for."""
 

@@ -20,6 +20,7 @@ from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
 from ..formats.gguf_header import GGUFHeader
 from ..formats.gguf_tensors import GGUFTensor
+from ..formats.signatures import MADE_BY
 from ..storage.sources import Source
 from .by_name import infer, tensor_table
 
@@ -27,6 +28,7 @@ __all__ = ["is_lora", "read"]
 
 _ALPHA: Final = gguf.Keys.Adapter.LORA_ALPHA
 _ADAPTER: Final = "lora"
+_OWN: Final = MADE_BY.partition(".")[0]
 _PART: Final = re.compile(r"(?P<weight>.+\.weight)\.lora_(?P<end>[ab])", re.ASCII | re.DOTALL)
 _NORM: Final = re.compile(r".*norm\.weight", re.ASCII | re.DOTALL)
 _LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.", re.ASCII)
@@ -81,6 +83,7 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
         (f"{n_others} weights of norms, which llama.cpp passes over in adapters, are left out",) if n_others else (),
         format="lora",
         alpha=alpha,
+        extra={key: value for key, value in header.keys.items() if key.startswith(_OWN)},
         arch=arch,
         partial=True,
     )  # fmt: skip

@@ -12,6 +12,8 @@ this wing knows where files go; it only names them.  To add an output, write its
 `deltas`      A, B and norms of a checkpoint's pairs
 `base_model`  the model that a checkpoint was trained on
 `checkpoint`  the GGUF finetune checkpoint
+`about`       what an output says about itself
+`rewriting`   a model written anew from another, some weights changed
 `adapter`     a GGUF LoRA adapter, and a copy of the base model with its norms
 `adding`      weights with their deltas added
 `merged`      the base model with every delta added
@@ -46,16 +48,16 @@ class Target(NamedTuple):
     """Names of its files, where the target is a folder."""
 
 
+_ALL: Final = ("base", "heads", "rows", "name", "base_model_id")
 TARGETS: Final[Mapping[str, Target]] = {
     "checkpoint": Target("a GGUF finetune checkpoint"),
     "adapter": Target(
-        "a GGUF LoRA adapter for llama.cpp", ("base", "base_out", "token_embd", "heads", "rows", "arch"),
-        outtypes=OUTTYPES,
+        "a GGUF LoRA adapter for llama.cpp", (*_ALL, "base_out", "token_embd", "arch"), outtypes=OUTTYPES,
     ),
-    "merged": Target("the base model with every delta added", ("base", "heads", "rows"), ("base",)),
+    "merged": Target("the base model with every delta added", _ALL, ("base",)),
     "peft": Target(
-        "a folder that Hugging Face's PEFT loads", ("base", "token_embd", "heads", "rows"),
-        outtypes=("f32", "f16"), folder=("adapter_model.safetensors", "adapter_config.json"),
+        "a folder that Hugging Face's PEFT loads", (*_ALL, "token_embd"),
+        outtypes=("f32", "f16"), folder=("adapter_model.safetensors", "adapter_config.json", "README.md"),
     ),
 }  # fmt: skip
 """By the name of its module."""

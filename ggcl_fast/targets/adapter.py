@@ -5,29 +5,31 @@ multiplies by alpha / rank, or by 1 where alpha is 0.  For the token embeddings,
 change places: lora_a has shape (n_vocab, rank) and lora_b (n_embd, rank), both as they are.
 
 It ignores deltas of norms, and finetune always trains those.  Norms are F32 in every model, quantized or not: a copy
-of the base model in which only they are changed, and this adapter upon it, are together exact.
+of the base model in which only they are changed, every other tensor byte for byte the same, and this adapter upon it,
+are together exact.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import gguf
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.gguf_writer import TensorInfo, as_bytes, head, packed_keys, padding
+from ..formats.gguf_writer import KeyValue, TensorInfo, as_bytes, head, packed_keys, padding
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats, quantized
-from ..storage.copying import copy_patched
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath, public_name
+from .about import NORMS, of_adapter, of_model, refuse_twice
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan
+from .rewriting import model_file
 
 __all__ = ["adapter_file", "plan"]
 
@@ -44,16 +46,26 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     left_out = set() if options.token_embd else {TOKEN_EMBD}
     if base is not None and base.is_tied:
         left_out |= _left_out_of_tied(checkpoint, base, options.token_embd)
+    about = of_adapter(checkpoint, options, base)
+    of_copy = of_model(checkpoint, options, base, NORMS) if base is not None else []
     checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out)
     pairs, notes = checkpoint.pairs, list(fitted)
     if skipped := [pair.weight for pair in pairs if pair.weight in left_out]:
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
     kept = [pair for pair in pairs if not pair.is_norm and pair.weight not in left_out]
-    files = [adapter_file(checkpoint, kept, arch, TYPES[options.outtype])]
-    if base is not None:
-        files.insert(0, File(functools.partial(_write_base, checkpoint, base), base.source.size))
+    files = [adapter_file(checkpoint, kept, arch, about, TYPES[options.outtype])]
+    if base is not None and (scaled := [pair.weight for pair in kept if base.scale_of(pair) != 1]):
+        notes.append(
+            f"llama.cpp aborts with an adapter for weights that have a scale beside them, such as {scaled[0]}; "
+            "--to merged keeps everything"
+        )
+    if base is not None and len(outputs) > 1:
+        if not options.force:
+            refuse_twice(checkpoint, base, adds=NORMS)
+        norms = (pair for pair in pairs if pair.is_norm)
+        files.insert(0, model_file(checkpoint, base, norms, of_copy, options.engine).file)
         notes.append(f"the norm deltas are in {public_name(outputs[0])}: load the adapter upon that model")
-    elif any(pair.is_norm for pair in pairs):
+    elif base is None and any(pair.is_norm for pair in pairs):
         notes.append(
             f"left out: {norm_size(checkpoint)}, which llama.cpp ignores in adapters; "
             "--base writes a copy of the base model that has them"
@@ -81,15 +93,26 @@ def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, token_embd: bool)
     return cannot
 
 
-def adapter_file(checkpoint: Checkpoint, pairs: Sequence[Pair], arch: str, type: gguf.GGMLQuantizationType) -> File:
+def adapter_file(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    arch: str,
+    about: Iterable[KeyValue],
+    type: gguf.GGMLQuantizationType,
+) -> File:
     """Return the file of a GGUF adapter for models of `arch`, with `pairs`, none of them a norm's, of a type of floats.
+
+    The scale is in B, so that alpha is the rank; 0 where there are several, which llama.cpp takes for 1 each.
 
     Writing it raises `CheckpointError` where a value is too large for `type`.
     """
     writer = gguf.GGUFWriter(None, arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
+    ranks = {pair.rank for pair in pairs}
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(ranks.pop()) if len(ranks) == 1 else 0.0)
+    for entry in about:
+        writer.add_key_value(entry.name, entry.value, entry.type)
     infos = (info for pair in pairs for info in _infos(pair, type))
     start, nbytes = head(infos, 2 * len(pairs), packed_keys(writer), gguf.GGUF_VERSION, ALIGNMENT)
     return File(functools.partial(_write, checkpoint, pairs, type, start), nbytes)
@@ -125,8 +148,3 @@ def _write(
         for info, values in zip(_infos(pair, type), _values(checkpoint, pair)):
             data = as_bytes(quantized(values, type, source=checkpoint.source.name, tensor=info.name))
             output.writev([data, padding(len(data))])
-
-
-def _write_base(checkpoint: Checkpoint, base: BaseModel, output: Writer) -> None:
-    """Write a copy of `base` in which only the norms are changed."""
-    copy_patched(base.source, base.norm_patches(checkpoint), output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Final, NamedTuple, NoReturn
@@ -32,6 +33,8 @@ _PARAMETERS: Final = {
 """Keys that have to fit, without the architecture, by field of `checkpoint.ModelParameters`."""
 _T = gguf.GGUFValueType
 _INTEGERS: Final = (_T.UINT8, _T.INT8, _T.UINT16, _T.INT16, _T.UINT32, _T.INT32, _T.UINT64, _T.INT64)
+_F32: Final = gguf.GGMLQuantizationType.F32
+_OF_NORMS: Final = (_F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
 _LARGEST_COUNT: Final = (1 << 31) - 1
 
 
@@ -190,10 +193,10 @@ class BaseModel:
                     expected=f"{dims} as in {self.source.name}", found=pair.dims,
                     hint="it was trained on another model",
                 )  # fmt: skip
-            if pair.is_norm and tensor.type != gguf.GGMLQuantizationType.F32:
+            if pair.is_norm and tensor.type not in _OF_NORMS:
                 raise CheckpointError(
-                    "norms are F32 in every model", source=self.source.name, tensor=pair.weight, field="type",
-                    expected="F32", found=tensor.type.name,
+                    "norms are floats in every model", source=self.source.name, tensor=pair.weight, field="type",
+                    expected="F32, or F16 or BF16 as some programs write them", found=tensor.type.name,
                 )  # fmt: skip
 
     def _check_parameters(self, checkpoint: Checkpoint) -> None:
@@ -212,15 +215,32 @@ class BaseModel:
                 hint="the file is cut short, or " * cut + "it was trained on another model",
             )  # fmt: skip
 
+    def scale_of(self, pair: Pair) -> float:
+        """Return what llama.cpp multiplies by after the weight that `pair` changes: a scale tensor, 1 without one.
+
+        Raises
+        ------
+        CheckpointError
+            The scale is no number other than zero.
+        """
+        name = pair.weight.removesuffix("weight") + "scale"
+        if name not in self._rows:
+            return 1.0
+        tensor = self.named(name)
+        data = np.frombuffer(read_at(self.source, tensor.offset, tensor.nbytes), np.uint8)
+        scale = float(data.view("<f4")[0]) if tensor.type == _F32 and tensor.nbytes == 4 else math.nan
+        if not math.isfinite(scale) or scale == 0:
+            raise CheckpointError(
+                "a delta cannot be divided by it", source=self.source.name, tensor=name, field="data",
+                expected="one float32, finite and not 0", found=f"{tensor.type.name} of dims {tensor.dims}: {scale}",
+            )  # fmt: skip
+        return scale
+
     def norm(self, checkpoint: Checkpoint, pair: Pair) -> Floats:
         """Return the norm weight with the delta of `pair` added, shape (n_embd,)."""
         tensor = self.tensor(pair)
-        weight = np.frombuffer(read_at(self.source, tensor.offset, tensor.nbytes), "<f4").reshape(1, -1)
+        data = np.frombuffer(read_at(self.source, tensor.offset, tensor.nbytes), np.uint8)
+        weight = gguf.quants.dequantize(data, tensor.type).reshape(1, -1)
         a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
         norm: Floats = with_delta(weight, b, a, source=self.source.name, tensor=pair.weight)[0].astype("<f4")
         return norm
-
-    def norm_patches(self, checkpoint: Checkpoint) -> list[tuple[int, bytes]]:
-        """Return byte offset and new bytes of every norm that `checkpoint` changes, by offset."""
-        norms = (pair for pair in checkpoint.pairs if pair.is_norm)
-        return sorted((self.tensor(pair).offset, self.norm(checkpoint, pair).tobytes()) for pair in norms)

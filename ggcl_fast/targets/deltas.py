@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint, Pair
 from ..formats.numbers import Floats, scaled
 from ..storage.sources import read_at
 
-__all__ = ["OUTPUT", "TOKEN_EMBD", "NormSize", "lora_a", "lora_b", "norm_size"]
+__all__ = ["OUTPUT", "TOKEN_EMBD", "NormSize", "lora_a", "lora_b", "norm_size", "trains_norms"]
 
 TOKEN_EMBD: Final = "token_embd.weight"
 """The weight that is looked up instead of multiplied by, for which llama.cpp and PEFT have rules of their own."""
@@ -55,6 +55,12 @@ class NormSize(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.n} norm deltas (at most {self.largest:.3g}, RMS {self.rms:.3g}, beside norm weights of about 1)"
+
+
+def trains_norms(checkpoint: Checkpoint) -> bool:
+    """Tell whether a norm has a delta other than zero."""
+    norms = (pair for pair in checkpoint.pairs if pair.is_norm)
+    return any(lora_b(checkpoint, pair).any() and lora_a(checkpoint, pair).any() for pair in norms)
 
 
 def norm_size(checkpoint: Checkpoint) -> NormSize:

@@ -25,18 +25,21 @@ def inputs(source: StrPath, options: Options) -> list[StrPath]:
     return [source] if options.base is None else [source, options.base]
 
 
-def outputs(target: StrPath, options: Options) -> list[StrPath]:
-    """Return what a job writes, in the order in which it appears; all but a folder are files of a `plan.Plan`."""
+def outputs(target: StrPath, options: Options, *, norms: bool = True) -> list[StrPath]:
+    """Return what a job writes, in the order in which it appears; all but a folder are files of a `plan.Plan`.
+
+    Without `norms`, deltas of norms that somebody trained, an adapter has no copy of its base model with it.
+    """
     if options.folder:
         return [target]
-    if options.to == "adapter" and options.base is not None:
+    if norms and options.to == "adapter" and options.base is not None:
         return [_base_copy(target, options), target]
     return [target]
 
 
-def taken(target: StrPath, options: Options) -> list[StrPath]:
+def taken(target: StrPath, options: Options, *, norms: bool = True) -> list[StrPath]:
     """Return every name that a job takes: its outputs, and the files in them where they are folders."""
-    return [*outputs(target, options), *(below(located(target), name) for name in options.folder)]
+    return [*outputs(target, options, norms=norms), *(below(located(target), name) for name in options.folder)]
 
 
 def _base_copy(target: StrPath, options: Options) -> StrPath:

@@ -18,6 +18,8 @@ _FLAGS: Final = {
     "heads": "--heads (heads=)",
     "rows": "--rows (rows=)",
     "arch": "--arch (arch=)",
+    "name": "--name (name=)",
+    "base_model_id": "--base-model-id (base_model_id=)",
 }
 ROWS: Final = ("auto", "gguf")
 """How rows of q and k are taken: as the file is known to have them, or as those of GGUF's models whatever they are."""
@@ -43,6 +45,8 @@ class Options:
     """n_head and n_head_kv."""
     rows: str = ROWS[0]
     arch: str | None = None
+    name: str | None = None
+    base_model_id: str | None = None
     ff: int | None = None
     force: bool = False
     parents: bool = False
@@ -60,6 +64,8 @@ class Options:
             "heads": self.heads is not None,
             "rows": self.rows != ROWS[0],
             "arch": self.arch is not None,
+            "name": self.name is not None,
+            "base_model_id": self.base_model_id is not None,
         }
         if self.rows not in ROWS:
             raise ValueError(f"{_FLAGS['rows']}: expected one of {', '.join(ROWS)}, found {self.rows!r}")

@@ -30,6 +30,7 @@ from ..formats.safetensors import StoredTensor, head
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from . import TARGETS
+from .about import model_card
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
 from .fitting import fit
@@ -107,11 +108,13 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
     start = head(part.stored for part in parts)
     write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, start)
-    config = json.dumps(_config(kept), indent=2).encode() + b"\n"
-    weights, about = TARGETS["peft"].folder
+    config = json.dumps(_config(kept, options), indent=2).encode() + b"\n"
+    card = model_card(checkpoint, options, base).encode()
+    weights, about, card_name = TARGETS["peft"].folder
     files = (
         File(write_tensors, len(start) + sum(part.stored.nbytes for part in parts), weights),
         File(lambda output: output.writev([config]), len(config), about),
+        File(lambda output: output.writev([card]), len(card), card_name),
     )
     return Plan(files, len(parts), tuple(notes))
 
@@ -187,7 +190,7 @@ def _write_tensors(
         output.writev([as_bytes(data)])
 
 
-def _config(kept: list[Pair]) -> dict[str, Any]:
+def _config(kept: list[Pair], options: Options) -> dict[str, Any]:
     """Return ``adapter_config.json``: alpha is the rank everywhere, so that the scale is 1."""
     trained = [pair for pair in kept if not pair.is_norm]
     usual = Counter(pair.rank for pair in trained).most_common(1)[0][0] if trained else 1
@@ -202,6 +205,7 @@ def _config(kept: list[Pair]) -> dict[str, Any]:
     }
     return {
         **_CONFIG,
+        "base_model_name_or_path": options.base_model_id,
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": pattern,

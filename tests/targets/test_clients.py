@@ -56,12 +56,14 @@ print("\\n" + json.dumps({top["id"]: top["logprob"] for top in tops}))
 """
 
 
-def llama_cpp(model: Path, *adapters: Path, exact: bool = False) -> dict[int, float]:
+def llama_cpp(
+    model: Path, *adapters: Path, exact: bool = False, prompt: str | list[int] = PROMPT, n_vocab: int = N_VOCAB
+) -> dict[int, float]:
     """Log-probabilities of the first token after the prompt, by llama.cpp in a process of its own: it may abort.
 
     Its attention computes with F16, which costs the third digit of unlikely tokens; not so if `exact`.
     """
-    request = EXPECTED["request"] | {"n_probs": N_VOCAB}
+    request = EXPECTED["request"] | {"prompt": prompt, "n_probs": n_vocab}
     arguments = json.dumps([str(model), [str(adapter) for adapter in adapters], request, exact])
     done = subprocess.run([sys.executable, "-c", _ASK, arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -222,7 +224,7 @@ def llama(modules: tuple[Any, Any, Any], path: Path) -> Any:
 
     heads = {"attn_q": key("attention.head_count"), "attn_k": key("attention.head_count_kv")}
     config = transformers.LlamaConfig(
-        vocab_size=N_VOCAB, hidden_size=key("embedding_length"), intermediate_size=key("feed_forward_length"),
+        vocab_size=len(read_gguf(path)["token_embd.weight"]), hidden_size=key("embedding_length"), intermediate_size=key("feed_forward_length"),
         num_hidden_layers=key("block_count"), num_attention_heads=heads["attn_q"],
         num_key_value_heads=heads["attn_k"], rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
         max_position_embeddings=128, tie_word_embeddings=False,
@@ -237,16 +239,18 @@ def llama(modules: tuple[Any, Any, Any], path: Path) -> Any:
     return model
 
 
-def first_token(modules: tuple[Any, Any, Any], model: Any) -> dict[int, float]:
+def first_token(modules: tuple[Any, Any, Any], model: Any, tokens: list[int] = TOKENS) -> dict[int, float]:
     """Log-probabilities of the first token after the prompt."""
     torch = modules[1]
     with torch.no_grad():
-        logits = model(torch.tensor([TOKENS])).logits[0, -1].double()
+        logits = model(torch.tensor([tokens])).logits[0, -1].double()
     return dict(enumerate(torch.log_softmax(logits, -1).tolist()))
 
 
-def with_peft(modules: tuple[Any, Any, Any], path: Path, folder: Path) -> dict[int, float]:
-    return first_token(modules, modules[0].PeftModel.from_pretrained(llama(modules, path), str(folder)))
+def with_peft(
+    modules: tuple[Any, Any, Any], path: Path, folder: Path, tokens: list[int] = TOKENS
+) -> dict[int, float]:
+    return first_token(modules, modules[0].PeftModel.from_pretrained(llama(modules, path), str(folder)), tokens)
 
 
 pytestmark = pytest.mark.filterwarnings("default")  # what other people's packages warn of is not ours
