@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from ..formats.signatures import GGCL
+from ..formats.signatures import GGCL, GGLA, GGUF, MADE_BY
+from ..storage.opening import open_source
 from ..storage.urls import below, is_folder, is_url, located, public_name
 from ..targets import names
 from ..targets.options import Options
@@ -25,7 +27,7 @@ class Search(NamedTuple):
     sizes: list[int]
     """Bytes of each job's source."""
     n_others: int
-    """Files in the folders searched that are no checkpoints."""
+    """Files in the folders searched that are neither checkpoints nor adapters, or adapters made here."""
     failed: list[JobResult]
     """What cannot be done: folders and files that could not be read, names that lead out of the target."""
 
@@ -46,8 +48,8 @@ def find_jobs(sources: Sequence[str], target: str, options: Options, *, recursiv
     Parameters
     ----------
     sources
-        Files, which are taken as they are, and folders, of whose files those are taken that begin as a checkpoint
-        does, whatever their names are.  URLs too.
+        Files, which are taken as they are, and folders, of whose files those are taken that hold a checkpoint or an
+        adapter, whatever their names are.  URLs too.
     target
         A folder, or a URL of one.
     options
@@ -68,7 +70,7 @@ def find_jobs(sources: Sequence[str], target: str, options: Options, *, recursiv
             try:
                 if find.error is not None:
                     raise find.error
-                if find.below and not _is_checkpoint(find.path):
+                if find.below and not _is_input(find.path):
                     n_others += 1
                     continue
                 job = Job(find.path, below(target, _name(find, options)))
@@ -118,14 +120,28 @@ def _files_in(folder: str, target: str, recursive: bool) -> Iterator[_Find]:
         waiting += reversed(folders)
 
 
-def _is_checkpoint(path: str) -> bool:
-    """Tell whether a file begins as a checkpoint does; `OSError` where it cannot be read."""
+def _is_input(path: str) -> bool:
+    """Tell whether a file is something to convert; `OSError` where it cannot be read."""
+    n = len(GGUF.signature)
     if is_url(path):
         from ..storage.stores import first_bytes
 
-        return first_bytes(path, len(GGCL.signature)) == GGCL.signature
-    with open(path, "rb", buffering=0) as file:
-        return file.read(len(GGCL.signature)) == GGCL.signature
+        start = first_bytes(path, n)
+    else:
+        with open(path, "rb", buffering=0) as file:
+            start = file.read(n)
+    return start in (GGCL.signature, GGLA.signature) or (start == GGUF.signature and _is_gguf_input(path))
+
+
+def _is_gguf_input(path: str) -> bool:
+    """Tell whether a GGUF file is a checkpoint or an adapter, and none that this project wrote as its last word."""
+    from ..formats import finetune_keys as finetune
+    from ..formats.gguf_header import first_keys
+
+    with contextlib.closing(open_source(path)) as source:
+        keys = first_keys(source)
+    is_input = keys.get(finetune.TRAINING_TYPE.name) == finetune.TRAINED or keys.get(finetune.KIND) == finetune.ADAPTER
+    return is_input and MADE_BY not in keys
 
 
 def _size(path: str) -> int:

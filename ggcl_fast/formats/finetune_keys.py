@@ -15,9 +15,9 @@ import numpy as np
 from .schema import MODULES
 
 __all__ = [
-    "ARCH", "ARCHITECTURE", "CONSTANT", "FILE_VERSION", "HEAD_COUNT_KV", "KNOWN", "MODEL", "OPTIMIZER",
-    "OPTIMIZER_FILE_VERSION",
-    "OPTIMIZER_TYPE", "RANKS", "STATE", "TRAINED", "TRAINING", "TRAINING_COUNTS", "TRAINING_TYPE", "Key",
+    "ADAPTER", "ARCH", "ARCHITECTURE", "CONSTANT", "FILE_VERSION", "HEAD_COUNT_KV", "KIND", "KNOWN", "MODEL",
+    "OPTIMIZER", "OPTIMIZER_FILE_VERSION", "OPTIMIZER_TYPE", "RANKS", "STATE", "TRAINED", "TRAINING",
+    "TRAINING_COUNTS", "TRAINING_TYPE", "Key",
 ]  # fmt: skip
 
 _T = gguf.GGUFValueType
@@ -26,6 +26,10 @@ ARCH: Final = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA]
 """Value of ``general.architecture``."""
 TRAINED: Final = "finetune_lora"
 """Value of ``training.type``."""
+KIND: Final = _KEYS.General.TYPE
+"""Key that tells an adapter from a model."""
+ADAPTER: Final = gguf.GGUFType.ADAPTER
+"""Its value in adapters."""
 
 
 class Key(NamedTuple):

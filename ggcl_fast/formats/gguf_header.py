@@ -18,6 +18,7 @@ the ggml repository; type numbers, block sizes and the default alignment are ggu
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -28,11 +29,12 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, NotACheckpointError, TruncatedError, printable
 from ..storage.sources import Source, read_at
+from . import signatures
 from .cursor import U32, U64, Cursor
 from .gguf_tensors import GGUFTensor, place, read_infos
 from .layout import GGUF_HEADER, GGUF_MAGIC, GGUF_VERSIONS
 
-__all__ = ["Field", "GGUFHeader", "Value", "read_header"]
+__all__ = ["Field", "GGUFHeader", "Value", "first_keys", "read_header"]
 
 Value = int | float | bool | str
 """What a key that is no array holds."""
@@ -102,6 +104,13 @@ _SCALARS: Final = {
 }  # fmt: skip
 _VALUE_TYPES: Final = {int(t): t for t in (*_SCALARS, _T.STRING, _T.ARRAY)}
 
+_VERSION_HINTS: Final = {
+    (1).to_bytes(4, "little"): "of August 2023: llama.cpp of that autumn rewrites it, with its quantize IN OUT COPY",
+    **dict.fromkeys(
+        (version.to_bytes(4, "big") for version in GGUF_VERSIONS),
+        "from a big-endian machine: gguf's command turns it, gguf-convert-endian FILE little",
+    ),
+}
 _ROWS: Final = 4096  # of the table, made into objects together
 _MOST_KEYS: Final = 1 << 14  # real files have some dozens; a key takes more memory here than in the file
 _LONGEST_KEPT: Final = 1 << 16  # bytes of a value that is text: a sparse file claims gigabytes
@@ -137,13 +146,31 @@ def read_header(source: Source) -> GGUFHeader:
     return GGUFHeader(version, keys, fields, keys_span, alignment, data_offset, names, infos)
 
 
+def first_keys(source: Source) -> dict[str, Value]:
+    """Return scalars and strings before the first array, fewer where something is wrong: what tells files apart.
+
+    What converters write stands before the vocabulary, which is long.
+    """
+    cursor = Cursor(source)
+    keys: dict[str, Value] = {}
+    with contextlib.suppress(CheckpointError):
+        _, _, n_kv = _fixed_header(cursor)
+        for i in range(n_kv):
+            found, fields = _read_keys(cursor, 1, i)
+            if next(iter(fields.values())).type == _T.ARRAY:
+                break
+            keys |= found
+    return keys
+
+
 def _fixed_header(cursor: Cursor) -> tuple[int, int, int]:
     """Read version, number of tensors and number of keys."""
     source = cursor.source
     data = bytes(read_at(source, 0, GGUF_HEADER.itemsize))
     if data[:4] != GGUF_MAGIC:
+        found, hint = signatures.found(bytes(read_at(source, 0, signatures.LONGEST_SIGNATURE)))
         raise NotACheckpointError(
-            source=source.name, field="magic", offset=0, expected=f"{GGUF_MAGIC!r}", found=f"{data[:4]!r}"
+            source=source.name, field="magic", offset=0, expected=f"{GGUF_MAGIC!r}", found=found, hint=hint
         )
     if len(data) < GGUF_HEADER.itemsize:
         raise TruncatedError(
@@ -151,10 +178,9 @@ def _fixed_header(cursor: Cursor) -> tuple[int, int, int]:
         )
     _, version, n_tensors, n_kv = np.frombuffer(data, GGUF_HEADER)[0].item()
     if version not in GGUF_VERSIONS:
-        swapped = int.from_bytes(data[4:8], "big") in GGUF_VERSIONS
         raise CheckpointError(
             source=source.name, field="version", offset=4, expected=" or ".join(map(str, GGUF_VERSIONS)), found=version,
-            hint="from a big-endian machine; only little-endian files can be read" if swapped else None,
+            hint=_VERSION_HINTS.get(data[4:8]),
         )  # fmt: skip
     needed = GGUF_HEADER.itemsize + n_kv * _SMALLEST_KEY + n_tensors * _SMALLEST_INFO
     if needed > source.size:
@@ -168,11 +194,11 @@ def _fixed_header(cursor: Cursor) -> tuple[int, int, int]:
     return version, n_tensors, n_kv
 
 
-def _read_keys(cursor: Cursor, n_kv: int) -> tuple[dict[str, Value], dict[str, Field]]:
+def _read_keys(cursor: Cursor, n_kv: int, first: int = 0) -> tuple[dict[str, Value], dict[str, Field]]:
     """Read `n_kv` keys with their values, stepping over arrays."""
     keys: dict[str, Value] = {}
     fields: dict[str, Field] = {}
-    for i in range(n_kv):
+    for i in range(first, first + n_kv):
         start = cursor.position
         key = cursor.name(f"key {i}")
         shown = printable(key)

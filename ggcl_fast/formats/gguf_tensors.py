@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from array import array
+from collections.abc import Sequence
 from typing import Final, NamedTuple, NoReturn
 
 import gguf
@@ -20,7 +21,7 @@ from ..storage.sources import Source
 from .cursor import U32, Cursor
 from .layout import GGUF_TENSOR
 
-__all__ = ["GGUFTensor", "place", "read_infos"]
+__all__ = ["GGUFTensor", "no_twins", "place", "read_infos"]
 
 _BLOCKS: Final = {int(t): sizes for t, sizes in gguf.GGML_QUANT_SIZES.items()}  # elements and bytes of a block
 _DIMS: Final = {n: struct.Struct(f"<{n}Q") for n in (1, 2, 3, 4)}
@@ -60,7 +61,7 @@ def read_infos(cursor: Cursor, n_tensors: int) -> tuple[tuple[str, ...], npt.NDA
             )  # fmt: skip
         names.append(name)
         rows.extend((info, at, n_dims, *dims, *(1,) * (4 - n_dims), type, offset, nbytes))
-    _no_twins(cursor.source, names)
+    no_twins(cursor.source, names)
     return tuple(names), np.frombuffer(rows, np.int64).view(GGUF_TENSOR) if names else np.zeros(0, GGUF_TENSOR)
 
 
@@ -93,8 +94,8 @@ def _nbytes(source: Source, name: str, index: int, at: int, dims: tuple[int, ...
     return math.prod(dims) // n_elements * block
 
 
-def _no_twins(source: Source, names: list[str]) -> None:
-    """Hold that no two tensors have one name."""
+def no_twins(source: Source, names: Sequence[str]) -> None:
+    """Raise `CheckpointError` where two tensors have one name."""
     if len(set(names)) == len(names):
         return
     seen: set[str] = set()

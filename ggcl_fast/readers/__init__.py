@@ -80,13 +80,10 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     start = bytes(read_at(source, 0, signatures.LONGEST_SIGNATURE))
     format = signatures.recognise(start)
     if format not in _READERS:
-        what = f"{start[:4]!r}" if start else "an empty file"
-        if format is not None:
-            what += f", {format.name}"
+        found, hint = signatures.found(start)
         raise NotACheckpointError(
             source=source.name, field="magic", offset=0,
-            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=what,
-            hint=format.hint if format is not None else None,
+            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=found, hint=hint,
         )  # fmt: skip
     reader = importlib.import_module(f"{__name__}.{_READERS[format]}")
     checkpoint: Checkpoint = reader.read(source, engine)

@@ -18,6 +18,7 @@ import numpy as np
 from ..checkpoint import Checkpoint, ModelParameters, Training
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
+from ..formats.finetune_keys import ADAPTER, KIND
 from ..formats.gguf_header import GGUFHeader
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.signatures import MADE_BY
@@ -37,7 +38,7 @@ _TOKEN_EMBD: Final = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight"
 
 def is_lora(header: GGUFHeader) -> bool:
     """Tell whether a GGUF file is an adapter, whatever kind of one."""
-    return header.keys.get(gguf.Keys.General.TYPE) == gguf.GGUFType.ADAPTER
+    return header.keys.get(KIND) == ADAPTER
 
 
 def read(source: Source, header: GGUFHeader) -> Checkpoint:

@@ -8,6 +8,7 @@ what the bytes mean.
 `identity`   which names are one file, and that no job takes the place of what another one has
 `sources`    bytes of a file or of memory
 `opening`    a source by its name
+`joined`     several sources as one
 `stores`     object stores, through fsspec
 `remote`     sources in them
 `system`     what the system offers beyond Python's ``os``

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Final, NamedTuple, NoReturn
@@ -13,17 +14,16 @@ import numpy as np
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..formats.finetune_keys import ARCHITECTURE, TRAINING_TYPE
-from ..formats.gguf_header import read_header
+from ..formats.gguf_header import GGUFHeader
+from ..formats.gguf_shards import open_model
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.numbers import Floats, with_delta
-from ..storage.opening import open_source
 from ..storage.sources import Source, read_at
-from ..storage.urls import StrPath
+from ..storage.urls import StrPath, located
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
 
 __all__ = ["BaseModel", "Heads"]
 
-_SPLIT: Final = "split.count"
 _PARAMETERS: Final = {
     "n_layer": "block_count",
     "n_head": "attention.head_count",
@@ -52,7 +52,7 @@ class BaseModel:
     Parameters
     ----------
     path
-        A GGUF file on a local disk, or a URL.
+        A GGUF file on a local disk, or a URL; of a model in several files any of them.
 
     Raises
     ------
@@ -63,9 +63,8 @@ class BaseModel:
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.source: Source = open_source(path)
+        self.source, self.header = self._open(path)
         try:
-            self.header = read_header(self.source)
             self._rows = {name: row for row, name in enumerate(self.header.names)}
             arch = self.header.keys.get(ARCHITECTURE.name, "nothing")
             if not isinstance(arch, str) or ARCHITECTURE.name not in self.header.keys:
@@ -73,10 +72,19 @@ class BaseModel:
             self.arch = arch
             """Architecture, as GGUF files name it."""
             self._check_kind()
-            if self._integer(_SPLIT) > 1:
-                self._refuse(_SPLIT, 1, self.header.keys[_SPLIT], "join the files with llama.cpp's gguf-split --merge")
         except BaseException:
             self.source.close()
+            raise
+
+    @staticmethod
+    def _open(path: StrPath) -> tuple[Source, GGUFHeader]:
+        try:
+            return open_model(path)
+        except IsADirectoryError as error:
+            if os.path.exists(os.path.join(located(path), "config.json")):
+                error.strerror = (
+                    f"{error.strerror}, of Hugging Face's: llama.cpp's convert_hf_to_gguf.py makes a GGUF file of it"
+                )
             raise
 
     def __enter__(self) -> BaseModel:

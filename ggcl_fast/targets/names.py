@@ -10,7 +10,7 @@ from .options import Options
 
 __all__ = ["inputs", "outputs", "taken", "target_name"]
 
-_SUFFIXES: Final = (".ggcl", ".bin", ".ckpt", ".chk", ".checkpoint", ".dat")
+_SUFFIXES: Final = (".ggcl", ".ggla", ".gguf", ".bin", ".ckpt", ".chk", ".checkpoint", ".dat")
 
 
 def target_name(source: StrPath, options: Options) -> str:

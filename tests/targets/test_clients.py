@@ -224,7 +224,8 @@ def llama(modules: tuple[Any, Any, Any], path: Path) -> Any:
 
     heads = {"attn_q": key("attention.head_count"), "attn_k": key("attention.head_count_kv")}
     config = transformers.LlamaConfig(
-        vocab_size=len(read_gguf(path)["token_embd.weight"]), hidden_size=key("embedding_length"), intermediate_size=key("feed_forward_length"),
+        vocab_size=len(read_gguf(path)["token_embd.weight"]), hidden_size=key("embedding_length"),
+        intermediate_size=key("feed_forward_length"),
         num_hidden_layers=key("block_count"), num_attention_heads=heads["attn_q"],
         num_key_value_heads=heads["attn_k"], rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
         max_position_embeddings=128, tie_word_embeddings=False,
@@ -247,9 +248,7 @@ def first_token(modules: tuple[Any, Any, Any], model: Any, tokens: list[int] = T
     return dict(enumerate(torch.log_softmax(logits, -1).tolist()))
 
 
-def with_peft(
-    modules: tuple[Any, Any, Any], path: Path, folder: Path, tokens: list[int] = TOKENS
-) -> dict[int, float]:
+def with_peft(modules: tuple[Any, Any, Any], path: Path, folder: Path, tokens: list[int] = TOKENS) -> dict[int, float]:
     return first_token(modules, modules[0].PeftModel.from_pretrained(llama(modules, path), str(folder)), tokens)
 
 
