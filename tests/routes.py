@@ -159,11 +159,8 @@ class Stored(NamedTuple):
 class Contents(NamedTuple):
     """What is in a GGUF file."""
 
-    whole: bytes
     keys: dict[bytes, tuple[int, bytes]]
     """Type and bytes of each value."""
-    span: bytes
-    """All keys and values as they stand there."""
     tensors: dict[str, Stored]
 
     def number(self, key: str) -> int:
@@ -201,7 +198,6 @@ def contents(data: bytes) -> Contents:
     for _ in range(n_keys):
         name, kind = take(number("Q")), number("I")
         keys[name] = kind, value(kind)
-    span = data[24:at]
     infos = []
     for _ in range(n_tensors):
         text = take(number("Q")).decode("utf-8", "surrogateescape")
@@ -216,7 +212,7 @@ def contents(data: bytes) -> Contents:
         tensors[text] = Stored(dims, type, start, data[start : start + nbytes])
         assert len(tensors[text].data) == nbytes
     assert len(tensors) == n_tensors
-    return Contents(data, keys, span, tensors)
+    return Contents(keys, tensors)
 
 
 class Trained(NamedTuple):
@@ -390,17 +386,49 @@ def _old_names(data: bytes) -> list[bytes]:
     return [name.encode() for name, _, _ in shape.lora_tensors()]
 
 
-def _hold_norms(base: Contents, pairs: list[Pair], copy: bytes) -> None:
-    """Hold that `copy` is the base model, but for its norms."""
-    changed = bytearray(copy)
-    for pair in pairs:
-        if is_norm(pair.weight):
-            old = base.tensors[pair.weight]
-            place = slice(old.start, old.start + len(old.data))
-            assert old.type == Type.F32
-            hold_sum(np.frombuffer(copy[place], "<f4").reshape(1, -1), old.values.reshape(1, -1), pair, Type.F32)
-            changed[place] = old.data
-    assert bytes(changed) == base.whole
+def _hold_about(found: Contents, base: Contents | None, holds: str | None) -> None:
+    """Hold that an output says what it is, and take these keys away."""
+    name = ("base + in" if base is not None else "in") + (" (norms)" if holds == "deltas of norms" else "")
+    expected = {"general.name": name, "ggcl_fast.version": ggcl_fast.__version__}
+    if base is not None:
+        expected["general.base_model.0.name"] = "base"
+        assert found.keys.pop(b"general.base_model.count") == (4, struct.pack("<I", 1))
+    if holds is not None:
+        expected["ggcl_fast.holds"] = holds
+    for key, value in expected.items():
+        assert found.keys.pop(key.encode()) == (STRING, string(value))
+    kind, value = found.keys.pop(b"ggcl_fast.training")
+    assert (kind, len(value)) == (STRING, 8 + 32)
+
+
+def _hold_model(base: Contents, found: Contents, pairs: dict[str, Pair], holds: str) -> None:
+    """Hold that `found` is the base model, but for the deltas of `pairs`, and for what it says of itself."""
+    _hold_about(found, base, holds)
+    origins = {**base.tensors}
+    if {"token_embd.weight", "output.weight"} & pairs.keys():
+        origins.setdefault("output.weight", base.tensors["token_embd.weight"])
+    assert list(found.tensors) == list(origins)
+    is_other = False
+    for name, origin in origins.items():
+        tensor = found.tensors[name]
+        assert tensor.dims == origin.dims
+        if name in pairs:
+            kept = Type.F32 if is_norm(name) else origin.type if _can_quantize(origin.type) else Type.F16
+            assert tensor.type == kept
+            is_other |= kept != origin.type and len(origin.dims) > 1
+            weights = origin.values.reshape(1, -1) if is_norm(name) else origin.values
+            hold_sum(tensor.values.reshape(weights.shape), weights, pairs[name], tensor.type)
+        else:
+            assert (tensor.type, tensor.data) == (origin.type, origin.data)
+    if is_other:
+        assert found.keys.pop(b"general.file_type")[0] == 4
+    kept_keys = [key for key in base.keys if not (is_other and key == b"general.file_type")]
+    assert sorted(found.keys) == sorted(kept_keys)
+    assert all(found.keys[key] == base.keys[key] for key in kept_keys)
+
+
+def _trains_norms(pairs: list[Pair]) -> bool:
+    return any(is_norm(pair.weight) and pair.a.any() and pair.b.any() for pair in pairs)
 
 
 def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:
@@ -409,9 +437,12 @@ def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dic
     is_tied = base is not None and "output.weight" not in base.tensors
     left_out = ("token_embd.weight", "output.weight")[: 0 if route.token_embd else 2 if is_tied else 1]
     assert not (is_tied and route.token_embd)
+    ranks = {pair.a.shape[1] for pair in pairs if not is_norm(pair.weight) and pair.weight not in left_out}
+    alpha = ranks.pop() if len(ranks) == 1 else 0
+    _hold_about(found, base, None)
     assert found.keys == {
         b"general.architecture": (STRING, string("llama")), b"general.type": (STRING, string("adapter")),
-        b"adapter.type": (STRING, string("lora")), b"adapter.lora.alpha": (6, bytes(4)),
+        b"adapter.type": (STRING, string("lora")), b"adapter.lora.alpha": (6, struct.pack("<f", alpha)),
     }  # fmt: skip
     for pair in pairs:
         if is_norm(pair.weight) or pair.weight in left_out:
@@ -426,8 +457,9 @@ def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dic
             assert (tensor.type, tensor.dims) == (type, values.shape[::-1])
             hold_same(tensor.values, rounded(values, type), origin)
     assert not found.tensors
-    if base is not None:
-        _hold_norms(base, pairs, outputs.pop("base-out.gguf"))
+    if base is not None and _trains_norms(pairs):
+        norms = {pair.weight: pair for pair in pairs if is_norm(pair.weight)}
+        _hold_model(base, contents(outputs.pop("base-out.gguf")), norms, "deltas of norms")
 
 
 def _can_quantize(type: Type) -> bool:
@@ -440,19 +472,8 @@ def _can_quantize(type: Type) -> bool:
 
 def _hold_merged(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:  # noqa: ARG001
     assert base is not None
-    found, pairs = contents(outputs.pop("out")), {pair.weight: pair for pair in trained(data).pairs()}
-    assert found.span == base.span
-    origins = {**base.tensors}
-    origins.setdefault("output.weight", base.tensors["token_embd.weight"])
-    assert list(found.tensors) == list(origins)
-    for name, origin in origins.items():
-        tensor = found.tensors[name]
-        assert tensor.dims == origin.dims
-        if name in pairs:
-            assert tensor.type == (origin.type if _can_quantize(origin.type) else Type.F16)
-            hold_sum(tensor.values, origin.values, pairs[name], tensor.type)
-        else:
-            assert (tensor.type, tensor.data) == (origin.type, origin.data)
+    pairs = {pair.weight: pair for pair in trained(data).pairs()}
+    _hold_model(base, contents(outputs.pop("out")), pairs, "every delta")
 
 
 MODULES: Final = {
@@ -485,6 +506,7 @@ def _n_heads(source: Trained, base: Contents | None) -> dict[str, int]:
 def _hold_peft(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:
     found = safetensors.numpy.load(outputs.pop("out/adapter_model.safetensors"))
     config = json.loads(outputs.pop("out/adapter_config.json"))
+    assert outputs.pop("out/README.md").startswith(b"---\nlibrary_name: peft\n---\n")
     source, type = trained(data), route.type
     saved, adapted, heads = set(), set(), _n_heads(source, base)
     for pair in source.pairs():
