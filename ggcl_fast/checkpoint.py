@@ -7,7 +7,7 @@ formats.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, NamedTuple
@@ -18,7 +18,19 @@ import numpy.typing as npt
 from .errors import CheckpointError
 from .storage.sources import Source
 
-__all__ = ["Adam", "Checkpoint", "Format", "Lbfgs", "ModelParameters", "Optimizer", "Pair", "Rows", "Training"]
+__all__ = [
+    "ALONE",
+    "Adam",
+    "Checkpoint",
+    "Format",
+    "Lbfgs",
+    "ModelParameters",
+    "Optimizer",
+    "Pair",
+    "Rows",
+    "Training",
+    "layer_of",
+]
 
 
 class ModelParameters(NamedTuple):
@@ -92,13 +104,22 @@ class Lbfgs(NamedTuple):
 
 
 _ENDS: Final = (".lora_a", ".lora_b")
-_ALONE: Final = "one of a pair without the other"
+ALONE: Final = "one of a pair without the other"
+"""What is said of a tensor whose partner is missing."""
+_LONGEST_NUMBER: Final = 9  # digits of a layer
 
 Optimizer = Adam | Lbfgs
 Format = Literal["ggcl", "gguf", "ggla", "lora"]
 """What a checkpoint was read from: a finetune checkpoint in either form, or an adapter: a ggla file, or GGUF's."""
 Rows = Literal["gguf", "hf"]
 """Whose order the rows of B have for q and k: that of GGUF models, or that of Hugging Face's."""
+
+
+def layer_of(parts: Sequence[str]) -> int | None:
+    """Return the layer that a tensor belongs to, by its GGUF name split at dots; None for one of the model itself."""
+    number = parts[1] if len(parts) > 1 and parts[0] == "blk" else ""
+    is_number = number.isascii() and number.isdecimal() and len(number) <= _LONGEST_NUMBER
+    return int(number) if is_number and (number[0] != "0" or number == "0") else None
 
 
 class Pair(NamedTuple):
@@ -232,7 +253,7 @@ class Checkpoint:
             weight = name[: -len(_ENDS[0])]
             other = rows.get(weight + _ENDS[1])
             if other is None:
-                raise self._unpaired(_ALONE, tensor=name, index=row)
+                raise self._unpaired(ALONE, tensor=name, index=row)
             rank = ranks[row]
             if rank != ranks[other]:
                 raise self._unpaired(
@@ -241,12 +262,12 @@ class Checkpoint:
                 )  # fmt: skip
             block = weight.split(".")
             module = block[-2] if len(block) > 1 else weight
-            layer = int(block[1]) if block[0] == "blk" and len(block) > 3 and block[1].isdecimal() else None
+            layer = layer_of(block) if len(block) > 3 else None
             scale = self.alpha / rank if self.alpha else self.scale
             pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], rank, row, other, scale))
         if n_ends != 2 * len(pairs):
             name = next(n for n in self.names if n.endswith(_ENDS[1]) and n[: -len(_ENDS[1])] + _ENDS[0] not in rows)
-            raise self._unpaired(_ALONE, tensor=name, index=rows[name])
+            raise self._unpaired(ALONE, tensor=name, index=rows[name])
         return tuple(pairs)
 
     def _unpaired(self, problem: str, **facts: Any) -> CheckpointError:

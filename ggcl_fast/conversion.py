@@ -19,7 +19,7 @@ from .readers import open_checkpoint
 from .readers.engine import Engine
 from .storage.files import OutputFile, OutputFolder
 from .storage.identity import Claims
-from .storage.outputs import Output, Outputs, Progress, Writer
+from .storage.outputs import Nowhere, Output, Outputs, Progress, Told, Writer
 from .storage.sources import Source
 from .storage.urls import StrPath, is_url, located, public_name
 from .targets import DEFAULT, OUTTYPES, names
@@ -62,26 +62,6 @@ class ConversionReport(NamedTuple):
     """What was left out of the target, or could not be kept as it was."""
     extra_outputs: tuple[str, ...] = ()
     """Files written beside the target."""
-
-
-class _Nowhere:
-    """An output that only counts: what a dry run writes to."""
-
-    nbytes = 0
-
-    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
-        self.nbytes += sum(map(len, pieces))
-
-
-class _Told:
-    """An output of which somebody is told how far it is."""
-
-    def __init__(self, progress: Progress, total: int, writer: Writer) -> None:
-        self._progress, self._total, self._writer = progress, total, writer
-
-    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
-        self._writer.writev(pieces)
-        self._progress(sum(map(len, pieces)), self._total)
 
 
 def target_exists(target: StrPath) -> bool:
@@ -283,12 +263,12 @@ def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
 
 def _told(progress: Progress | None, total: int) -> Callable[[Writer], Writer]:
     """Return what makes a writer tell `progress` how much of `total` bytes it has taken."""
-    return (lambda writer: writer) if progress is None else functools.partial(_Told, progress, total)
+    return (lambda writer: writer) if progress is None else functools.partial(Told, progress, total)
 
 
 def _count(plan: Plan, told: Callable[[Writer], Writer]) -> int:
     """Do everything but write, and return the bytes that there would be."""
-    nowhere = _Nowhere()
+    nowhere = Nowhere()
     for file in plan.files:
         file.write(told(nowhere))
     return nowhere.nbytes

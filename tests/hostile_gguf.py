@@ -122,11 +122,15 @@ HEADERS: Final[dict[str, Hostile]] = {
     "shorter than the header": _raw(
         "header at offset 0 (0x0): expected 24 bytes, found 23", lambda: SOUND[:23], TruncatedError
     ),
-    "version 1": _bad("version at offset 4 (0x4): expected 2 or 3, found 1", _with(version=1)),
+    "version 1": _bad(
+        "version at offset 4 (0x4): expected 2 or 3, found 1 "
+        "(of August 2023: llama.cpp of that autumn rewrites it, with its quantize IN OUT COPY)",
+        _with(version=1),
+    ),
     "version 4": _bad("version at offset 4 (0x4): expected 2 or 3, found 4", _with(version=4)),
     "big-endian": _bad(
         "version at offset 4 (0x4): expected 2 or 3, found 50331648 "
-        "(from a big-endian machine; only little-endian files can be read)",
+        "(from a big-endian machine: gguf's command turns it, gguf-convert-endian FILE little)",
         _with(version=3 << 24),
     ),
     "n_tensors of 2^64-1": _bad(
@@ -278,10 +282,6 @@ HOSTILE_GGUF: Final[dict[str, Hostile]] = {
     "a base model": _no_checkpoint(
         "none: a base model", "hand in the checkpoint that finetune wrote when it trained on it", _base
     ),
-    "a finished adapter": _no_checkpoint(
-        "none: a finished adapter", "llama.cpp loads it as it is; nothing is left to convert",
-        _without("training.type"), _text("general.type", "adapter"),
-    ),
     "nothing known": _no_checkpoint(
         "none: no finetune checkpoint", "gguf-dump shows what it is", _without("training.type")
     ),
@@ -429,7 +429,7 @@ HOSTILE_GGLA: Final[dict[str, Hostile]] = {
         "lora_alpha at offset 12 (0xc): expected at least 1, found 0", lambda: ggla_bytes(RECORDS, alpha=0)
     ),
     "no tensors": _raw(
-        f"tensor '{_A}': the tensor is missing; a checkpoint of 0 layers has it ({_CUT})", lambda: GGLA[:16]
+        "at offset 16 (0x10): there is no tensor in it; the file may be cut short", lambda: GGLA[:16]
     ),
     **{
         f"n_dims of {n}": _raw(
@@ -438,8 +438,8 @@ HOSTILE_GGLA: Final[dict[str, Hostile]] = {
         )
         for n in (0, 3, 2**32 - 1)
     },
-    "half precision": _ggla(
-        f"record 3 dtype {_at(_record(3) + 8)}: expected 0 (float32), found 1", _field(3, dtype=1)
+    "a type of blocks": _ggla(
+        f"record 3 dtype {_at(_record(3) + 8)}: expected 0 (float32) or 1 (float16), found 2", _field(3, dtype=2)
     ),
     "a dim of 0": _raw(
         "record 0 dims at offset 28 (0x1c): expected at least 1 each, found (4, 0)", lambda: put(GGLA, 32, "<I", 0)

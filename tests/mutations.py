@@ -14,9 +14,9 @@ from unittest import mock
 import numpy as np
 
 from ggcl_fast import CheckpointError, open_checkpoint
-from ggcl_fast.conversion import _Nowhere
 from ggcl_fast.readers import ggcl
 from ggcl_fast.readers.engine import Engine, compiled
+from ggcl_fast.storage.outputs import Nowhere
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
@@ -162,7 +162,7 @@ def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, 
         assert (np.diff(table["gguf_offset"]) > 0).all()
         assert len(checkpoint.names) == len(set(checkpoint.names)) == len(table)
         assert (checkpoint.optimizer is None) == (checkpoint.format == "ggla")
-        nowhere = _Nowhere()
+        nowhere = Nowhere()
         refused = ""
         try:
             finetune_gguf.write(checkpoint, nowhere)

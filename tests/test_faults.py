@@ -37,7 +37,7 @@ TARGETS: dict[str, dict[str, bytes]] = {
     "checkpoint": {"out": OLD},
     "adapter": {"out": OLD, "base-out.gguf": OLD},
     "merged": {"out": OLD},
-    "peft": {"out/adapter_config.json": OLD, "out/adapter_model.safetensors": OLD},
+    "peft": {"out/README.md": OLD, "out/adapter_config.json": OLD, "out/adapter_model.safetensors": OLD},
 }
 """Old outputs, by their names in the outputs' folder."""
 

@@ -8,5 +8,6 @@ What affects a person at a terminal lives here.  Nothing in this wing knows a fo
 `many`      the jobs of the command, one or thousands, and what is shown of them
 `info`      ``ggcl-info``
 `tables`    what it shows
+`reports`   what is told of a result of ``ggcl-fast``
 ==========  =====================================================================
 """

@@ -19,19 +19,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..batch.jobs import Job, JobResult, convert_one
-from ..errors import CheckpointError, printable
 from ..storage.places import EXISTS
 from ..storage.system import n_cpus
 from ..storage.urls import is_url, located, public_name
-from ..targets import DEFAULT
 from ..targets.options import Options
+from .reports import as_json, error_line, line_of, warn
 from .terminal import LONG_WORK, Stopped, advance, fail, shown, words_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ..checkpoint import Checkpoint
-    from ..conversion import ConversionReport
     from .terminal import Signals
 
 __all__ = ["Task", "run_jobs"]
@@ -226,13 +224,13 @@ class _Display:
     def _print(self, result: JobResult) -> None:
         args, report = self._args, result.report
         if result.error is not None:
-            fail(_error_line(result))
+            fail(error_line(result))
         elif report is not None and not args.quiet:
-            _warn(report)
+            warn(report)
         if args.json and (result.status != "failed" or self._done):
-            print(json.dumps(_as_json(result, alone=not self._done)), flush=True)
+            print(json.dumps(as_json(result, alone=not self._done)), flush=True)
         elif report is not None and not args.quiet:
-            print(_line_of(report))
+            print(line_of(report))
         elif result.status == "skipped" and not self._done and not args.quiet:
             print(f"{shown(os.fspath(result.job.target))}: skipped, it exists")
 
@@ -264,40 +262,6 @@ def _is_short(task: Task) -> bool:
         with contextlib.suppress(OSError, ValueError):
             n_bytes += os.path.getsize(task.options.base)
     return n_bytes < LONG_WORK
-
-
-def _warn(report: ConversionReport) -> None:
-    """Print the report's warnings and notes."""
-    source = shown(report.source)
-    for warning in report.warnings:
-        print(f"ggcl-fast: warning: {source}: {warning}", file=sys.stderr)
-    for note in report.notes:
-        print(f"ggcl-fast: note: {source}: {printable(note, longest=4096)}", file=sys.stderr)
-
-
-def _line_of(report: ConversionReport) -> str:
-    """Say in a line what was written."""
-    done = "would be written" if report.dry_run else "written"
-    paths = " and ".join(map(shown, (report.target, *report.extra_outputs)))
-    what = f"optimizer {report.optimizer}" if report.to == DEFAULT else report.to
-    return f"{paths}: {done}, {report.n_tensors} tensors, {report.target_bytes:,} bytes, {what}, {report.seconds:.3f} s"
-
-
-def _error_line(result: JobResult) -> str:
-    assert result.error is not None
-    words = words_of(result.error)
-    named = isinstance(result.error, CheckpointError | ModuleNotFoundError) or getattr(result.error, "filename", None)
-    return words if named else f"{shown(os.fspath(result.job.source))}: {words}"
-
-
-def _as_json(result: JobResult, *, alone: bool) -> dict[str, Any]:
-    if result.report is not None:
-        report = result.report._asdict()
-        return report if alone else {"status": result.status, **report}
-    row = {"status": result.status, "source": public_name(result.job.source), "target": public_name(result.job.target)}
-    if result.error is not None:
-        row |= {"error": words_of(result.error), "error_class": type(result.error).__name__}
-    return row
 
 
 def _summary(counts: Counter[str], task: Task, begin: float) -> str:

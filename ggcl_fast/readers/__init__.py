@@ -4,16 +4,17 @@ What affects reading one format lives in its module: ``read(source, engine)``, w
 schema's order.  Nothing in this wing knows who asked, or what becomes of the checkpoint.  To add a format, write its
 module, and name it in `_READERS`.
 
-===========  =====================================================================
-`sweep`      the pass over the records of a ggcl file
-`engine`     what runs it
-`predict`    where the records are by the file's shape, and the proof that they are there
-`ggcl`       finetune checkpoints
-`by_name`    what formats share whose tensors are known by their names
-`gguf`       finetune checkpoints in GGUF form
-`gguf_lora`  LoRA adapters in GGUF form
-`ggla`       the adapters that finetune wrote beside its checkpoints, and those of Hugging Face's that were converted
-===========  =====================================================================
+============  =====================================================================
+`sweep`       the pass over the records of a ggcl file
+`engine`      what runs it
+`predict`     where the records are by the file's shape, and the proof that they are there
+`ggcl`        finetune checkpoints
+`by_name`     what formats share whose tensors are known by their names
+`gguf`        finetune checkpoints in GGUF form
+`gguf_lora`   LoRA adapters in GGUF form
+`ggla`        the adapters that finetune wrote beside its checkpoints, and those of Hugging Face's that were converted
+`ggla_order`  where their records will be
+============  =====================================================================
 """
 
 from __future__ import annotations

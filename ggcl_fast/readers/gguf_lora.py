@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import gguf
 import numpy as np
 
-from ..checkpoint import Checkpoint, ModelParameters, Training
+from ..checkpoint import ALONE, Checkpoint, ModelParameters, Training, layer_of
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
 from ..formats.finetune_keys import ADAPTER, KIND
@@ -32,7 +32,9 @@ _ADAPTER: Final = "lora"
 _OWN: Final = MADE_BY.partition(".")[0]
 _PART: Final = re.compile(r"(?P<weight>.+\.weight)\.lora_(?P<end>[ab])", re.ASCII | re.DOTALL)
 _NORM: Final = re.compile(r".*norm\.weight", re.ASCII | re.DOTALL)
-_LAYER: Final = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.", re.ASCII)
+_STRING: Final = gguf.GGUFValueType.STRING
+_FLOAT32: Final = gguf.GGUFValueType.FLOAT32
+_OTHER: Final = {"a": "b", "b": "a"}
 _TOKEN_EMBD: Final = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight"
 
 
@@ -45,11 +47,11 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
     """Read the adapter that `source` holds, whose header this is; raises as `readers.open_checkpoint` does."""
     arch = _string(source, header, gguf.Keys.General.ARCHITECTURE)
     if _string(source, header, gguf.Keys.Adapter.TYPE) != _ADAPTER:
-        _refuse(source, header, gguf.Keys.Adapter.TYPE, f"'{_ADAPTER}'")
+        _refuse(source, header, gguf.Keys.Adapter.TYPE, f"'{_ADAPTER}'", type=_STRING)
     alpha = _alpha(source, header)
     names: list[str] = []
     tensors: list[EncodedTensor] = []
-    n_others = 0
+    n_others, known = 0, set(header.names)
     for row, tensor in enumerate(header.tensors()):
         match = _PART.fullmatch(tensor.name)
         if match is None and _NORM.fullmatch(tensor.name):
@@ -57,8 +59,10 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
         elif match is None:
             _fault(source, row, tensor, "name", "X.weight.lora_a or X.weight.lora_b", tensor.name)
         else:
+            if f"{match['weight']}.lora_{_OTHER[match['end']]}" not in known:
+                raise CheckpointError(ALONE, source=source.name, tensor=tensor.name, index=row)
             is_embd = match["weight"] == _TOKEN_EMBD
-            end = match["end"] if not is_embd else "ab"[match["end"] == "a"]
+            end = match["end"] if not is_embd else _OTHER[match["end"]]
             names.append(f"{match['weight']}.lora_{end}")
             tensors.append(_encoded(source, row, tensor, is_transposed=end == "a" and not is_embd))
     if not names:
@@ -69,7 +73,7 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
     ne = np.array([one.shape if one.is_transposed else one.shape[::-1] for one in tensors], np.int64)
     table = tensor_table(np.array(shown.offsets, np.int64), ne, 2)
     ranks, dims = infer(names, table)
-    layers = [int(match[1]) for match in map(_LAYER.match, names) if match]
+    layers = [layer for layer in (layer_of(name.split(".")) for name in names) if layer is not None]
     checkpoint = Checkpoint(
         shown,
         ModelParameters(
@@ -107,7 +111,7 @@ def _encoded(source: Source, row: int, tensor: GGUFTensor, *, is_transposed: boo
 def _string(source: Source, header: GGUFHeader, key: str) -> str:
     value = header.keys.get(key)
     if not isinstance(value, str):
-        _refuse(source, header, key, "a string")
+        _refuse(source, header, key, "a string", type=_STRING)
     return value
 
 
@@ -115,16 +119,17 @@ def _alpha(source: Source, header: GGUFHeader) -> float:
     if _ALPHA not in header.fields:
         return 0.0
     value: Any = header.keys.get(_ALPHA)
-    if header.fields[_ALPHA].type != gguf.GGUFValueType.FLOAT32 or not math.isfinite(value):
-        _refuse(source, header, _ALPHA, "a finite float32")
+    if header.fields[_ALPHA].type != _FLOAT32 or not math.isfinite(value):
+        _refuse(source, header, _ALPHA, "a finite float32", type=_FLOAT32)
     return float(value)
 
 
-def _refuse(source: Source, header: GGUFHeader, key: str, expected: str) -> NoReturn:
-    field = header.fields.get(key)
+def _refuse(source: Source, header: GGUFHeader, key: str, expected: str, *, type: gguf.GGUFValueType) -> NoReturn:
+    field, value = header.fields.get(key), header.keys.get(key)
+    found: object = "none" if field is None else field.type.name.lower() if field.type != type else value
     raise CheckpointError(
         source=source.name, field=key, offset=field.value if field is not None else None, expected=expected,
-        found=header.keys.get(key, "none" if field is None else field.type.name.lower()),
+        found=f"'{found}'" if found is value and isinstance(value, str) else found,
     )  # fmt: skip
 
 

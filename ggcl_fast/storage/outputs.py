@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol
 
-__all__ = ["LONGEST_GATHER", "FileWriter", "Output", "Outputs", "Progress", "Writer"]
+__all__ = ["LONGEST_GATHER", "FileWriter", "Nowhere", "Output", "Outputs", "Progress", "Told", "Writer"]
 
 LONGEST_GATHER: Final = 1024
 """Pieces that one os.writev takes on Linux and macOS."""
@@ -22,6 +22,29 @@ class Writer(Protocol):
 
     def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
         """Append `pieces`, at most `LONGEST_GATHER` of them."""
+
+
+class Nowhere:
+    """An output that only counts: what a dry run writes to."""
+
+    nbytes = 0
+    """Bytes written so far."""
+
+    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
+        """Count `pieces`."""
+        self.nbytes += sum(map(len, pieces))
+
+
+class Told:
+    """An output of which somebody is told how far it is."""
+
+    def __init__(self, progress: Progress, total: int, writer: Writer) -> None:
+        self._progress, self._total, self._writer = progress, total, writer
+
+    def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
+        """Append `pieces`, then tell."""
+        self._writer.writev(pieces)
+        self._progress(sum(map(len, pieces)), self._total)
 
 
 class FileWriter(Writer, Protocol):

@@ -60,7 +60,8 @@ class NormSize(NamedTuple):
 def trains_norms(checkpoint: Checkpoint) -> bool:
     """Tell whether a norm has a delta other than zero."""
     norms = (pair for pair in checkpoint.pairs if pair.is_norm)
-    return any(lora_b(checkpoint, pair).any() and lora_a(checkpoint, pair).any() for pair in norms)
+    with np.errstate(all="ignore"):  # of NaN
+        return any(lora_b(checkpoint, pair).any() and lora_a(checkpoint, pair).any() for pair in norms)
 
 
 def norm_size(checkpoint: Checkpoint) -> NormSize:

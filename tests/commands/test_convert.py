@@ -88,7 +88,7 @@ TRAINED, BASE = str(DATA / "trained.ggcl"), str(DATA / "base.gguf")
 def test_notes_say_what_was_left_out_unless_quiet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--to", "adapter", TRAINED, str(out)]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith(f"{out}: written, 32 tensors, 54,560 bytes, adapter, 0.")
+    assert captured.out.startswith(f"{out}: written, 32 tensors, 54,688 bytes, adapter, 0.")
     assert captured.err.startswith(
         f"ggcl-fast: note: {TRAINED}: left out: 5 norm deltas (at most 2.05, RMS 0.658, beside"
     )

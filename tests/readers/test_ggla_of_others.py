@@ -1,5 +1,6 @@
-"""ggla files that convert-lora-to-ggml.py made of Hugging Face's adapters: any modules, halves, rows in another order."""
+"""ggla files that convert-lora-to-ggml.py made of Hugging Face's adapters: any modules, halves, other rows."""
 
+import itertools
 import random
 import struct
 import tempfile
@@ -164,9 +165,7 @@ def test_what_is_not_finite_in_halves_is_found(value: float, end: str, engine: A
             )
         name = f"blk.3.attn_v.weight.lora_{end}"
         assert caught.value.found == {name: 1}
-        assert str(caught.value) == (
-            f"<buffer>: data: 1 of 4 tensors have values that are NaN or infinite: {name} (1)"
-        )
+        assert str(caught.value) == (f"<buffer>: data: 1 of 4 tensors have values that are NaN or infinite: {name} (1)")
         (one,) = (one for one in summarise(checkpoint, engine=engine).tensors if one.n_nan or one.n_inf)
         assert (one.name, one.n_nan) == (name, int(np.isnan(value)))
         found = checkpoint.tensors[name]
@@ -176,11 +175,10 @@ def test_what_is_not_finite_in_halves_is_found(value: float, end: str, engine: A
 def test_a_large_file(tmp_path: Path) -> None:
     """Above `sources.SMALL`, with tensors of more than a block, on both sides of odd places."""
     types = [(a, b) for a in (Type.F16, Type.F32) for b in (Type.F32, Type.F16)]
-    sizes = [(40_001, 7, 1001), (3, 1, 5), (301, 9, 50_001), (1, 3, 1), (70_001, 5, 999)]
+    sizes = [(40_001, 7, 1001), (3, 1, 5), (301, 9, 50_001), (1, 3, 1), (170_001, 5, 999)]
     pairs = [
-        made(f"blk.{i}.{module}", *sizes[(i + n) % 5], types[(i + n) % 4], old_names=i % 2 == 0)
-        for i in (0, 10, 2)
-        for n, module in enumerate(("attn_q", "ffn_down"))
+        made(f"blk.{i}.{module}", *sizes[n % 5], types[n % 4], old_names=n % 3 == 0)
+        for n, (i, module) in enumerate(itertools.product((0, 10, 2), ("attn_q", "ffn_down")))
     ]
     path = tmp_path / "ggml-adapter-model.bin"
     path.write_bytes(foreign_ggla(pairs, r=8, alpha=16))
@@ -301,11 +299,8 @@ def _cut(message: str, size: int) -> Hostile:
     return Hostile(lambda: SOUND[:size], TruncatedError, message)
 
 
-def _word(message: str, offset: int, value: int) -> Hostile:
-    def make() -> bytes:
-        return SOUND[:offset] + struct.pack("<I", value) + SOUND[offset + 4 :]
-
-    return Hostile(make, CheckpointError, message)
+def _word(message: str, offset: int, value: int, kind: type[CheckpointError] = CheckpointError) -> Hostile:
+    return Hostile(lambda: SOUND[:offset] + struct.pack("<I", value) + SOUND[offset + 4 :], kind, message)
 
 
 S: Final = _start(3)  # of V's B, at an odd number of halves
@@ -344,7 +339,7 @@ HOSTILE: Final[dict[str, Hostile]] = {
     "a length of 0": _word(f"record 3 dims {_at(S + 12)}: expected at least 1 each, found (1, 0)", S + 16, 0),
     "a huge length": _word(
         f"tensor 3 '{V}.lora_b': data {_at(S_DATA)}: expected {2 * (2**32 - 1)} bytes, found {len(SOUND) - S_DATA}",
-        S + 16, 2**32 - 1,
+        S + 16, 2**32 - 1, TruncatedError,
     ),
     "a name of 256 bytes": _bad(
         f"record 3 name length {_at(S + 4)}: expected at most 255, found 256", _with(3, name=LONG[:256])
@@ -407,7 +402,7 @@ def test_a_bad_file_is_told_the_same_when_it_is_large(
 
 
 def test_a_file_that_is_nothing_but_a_header() -> None:
-    with pytest.raises(TruncatedError, match="^<buffer>: at offset 16 .*: there is no tensor in it"):
+    with pytest.raises(TruncatedError, match=r"^<buffer>: at offset 16 .*: there is no tensor in it"):
         open_checkpoint(SOUND[:16])
 
 
@@ -427,7 +422,7 @@ def test_a_file_cut_at_any_byte_is_an_error_but_between_pairs() -> None:
     for size in range(len(SOUND)):
         if size in ends:
             with open_checkpoint(SOUND[:size]) as checkpoint:
-                holds(checkpoint, PAIRS[: ends[size]], 2.0)
+                holds(checkpoint, PAIRS[: ends[size]], 1.0)
             continue
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(GUARDED.holding(SOUND[:size]))
@@ -439,9 +434,11 @@ def test_a_file_cut_at_any_byte_is_an_error_but_between_pairs() -> None:
 @given(at=st.integers(0, len(SOUND) - 1), value=st.integers(0, 255))
 def test_a_file_with_another_byte_is_refused_or_can_be_read(at: int, value: int) -> None:
     data = SOUND[:at] + bytes([value]) + SOUND[at + 1 :]
+    said = ""
     try:
         checkpoint = open_checkpoint(GUARDED.holding(data))
     except CheckpointError as error:
-        assert str(error).isprintable()
-        return
-    _read_all(checkpoint, lambda: open_checkpoint(data))
+        said = str(error)
+    else:
+        _read_all(checkpoint, lambda: open_checkpoint(data))
+    assert said.isprintable()

@@ -26,7 +26,7 @@ OLD = b"precious"
 FILES = {
     "adapter": {"out", "base-out.gguf"},
     "merged": {"out"},
-    "peft": {"out", "out/adapter_config.json", "out/adapter_model.safetensors"},
+    "peft": {"out", "out/README.md", "out/adapter_config.json", "out/adapter_model.safetensors"},
 }
 TARGETS = pytest.mark.parametrize("to", FILES)
 

@@ -333,7 +333,7 @@ def test_adapters_go_to_stores_and_what_comes_in_pieces_does_not() -> None:
     assert memory.cat("/lora.gguf")[:4] == b"GGUF"
     assert (report.to, report.target_bytes) == ("adapter", memory.size("/lora.gguf"))
     ggcl_fast.convert("memory://trained.ggla", "memory://merged.gguf", to="merged", base="memory://base.gguf")
-    assert memory.size("/merged.gguf") == memory.size("/base.gguf")
+    assert memory.size("/merged.gguf") > memory.size("/base.gguf")
     before = set(memory.store)
     for target, to in (("memory://other.gguf", "adapter"), ("memory://folder", "peft")):
         with pytest.raises(OSError, match="files on a local disk"):

@@ -198,16 +198,6 @@ def test_adapter_and_merged_model_agree_with_grouped_heads(grouped: tuple[Path, 
 # --- Hugging Face ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def hugging_face() -> tuple[Any, Any, Any]:
-    """The modules peft, torch and transformers."""
-    found = []
-    for name in ("peft", "torch", "transformers"):
-        reason = f"{name} is not installed: pip install -e '.[clients]'"
-        found.append(pytest.importorskip(name, reason=reason, exc_type=ImportError))
-    return found[0], found[1], found[2]
-
-
 def to_hugging_face(rows: npt.NDArray[np.float32], n_head: int) -> npt.NDArray[np.float32]:
     """Rows of q and k in Hugging Face's order: of each head the even ones, then the odd ones."""
     heads = np.split(rows, n_head)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..reference import DATA
 
 TRAINED = DATA / "trained.ggcl"
 GGLA = DATA / "trained.ggla"
-FITTING = {"n_head": 4, "n_head_kv": 4, "head_dim": 16, "n_ff": 192, "n_vocab": 288}
+FITTING: dict[str, Any] = {"n_head": 4, "n_head_kv": 4, "head_dim": 16, "n_ff": 192, "n_vocab": 288}
 """The shape of what `TRAINED` was trained on, without its layers."""
 MODEL = Model(n_layer=3)
 TARGETS = ("adapter", "merged", "peft")
@@ -153,7 +154,9 @@ def test_an_adapter_of_finetunes_that_is_cut_behind_a_layer_is_refused(n_layer: 
         end = int(whole.table["record"][behind])
     cut = tmp_path / "cut.ggla"
     cut.write_bytes(GGLA.read_bytes()[:end])
-    with pytest.raises(CheckpointError, match=rf"n_layer: .*expected 2 as in .*base\.gguf, found {n_layer} .*cut short"):
+    with pytest.raises(
+        CheckpointError, match=rf"n_layer: .*expected 2 as in .*base\.gguf, found {n_layer} .*cut short"
+    ):
         ggcl_fast.convert(cut, tmp_path / "out", to=to, base=BASE)
 
 
@@ -202,9 +205,9 @@ def test_unknown_weights_of_another_architecture(mamba: Any, tmp_path: Path) -> 
     ggcl_fast.convert(source, tmp_path / "merged.gguf", to="merged", base=base)
     merged = read_gguf(tmp_path / "merged.gguf")
     assert field_value(tmp_path / "adapter.gguf", "general.architecture") == "mamba"
-    for weight, ab in factors.items():
-        close(of_adapter(tmp_path / "adapter.gguf", weight), delta(*ab, 2.0))
-        close(merged[weight], weights[weight] + delta(*ab, 2.0))
+    for weight, (a, b) in factors.items():
+        close(of_adapter(tmp_path / "adapter.gguf", weight), delta(a, b, 2.0))
+        close(merged[weight], weights[weight] + delta(a, b, 2.0))
     np.testing.assert_array_equal(merged["blk.0.ssm_conv1d.weight"], weights["blk.0.ssm_conv1d.weight"])
 
 
@@ -231,6 +234,12 @@ def test_architectures_that_contradict_each_other_are_named(mamba: Any, tmp_path
             ggcl_fast.convert(TRAINED, tmp_path / "out", **options)
         assert all(part in str(caught.value) for part in ("'mamba'", "'llama'", str(TRAINED)))
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_architecture_that_file_and_base_contradict_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        ggcl_fast.convert(TRAINED, tmp_path / "out", to="adapter", base=BASE, arch="mamba")
+    assert all(part in str(caught.value) for part in ("'mamba'", "--arch", "'llama'"))
 
 
 def test_another_architecture_is_said_before_tied_embeddings(mamba: Any, tmp_path: Path) -> None:
@@ -267,7 +276,7 @@ def test_known_weights_alone_are_of_llama(tmp_path: Path) -> None:
 def test_peft_refuses_what_it_has_no_name_for(mamba: Any, tmp_path: Path) -> None:
     base, source, _, _ = mamba
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(CheckpointError, match="PEFT's modules .*expected 'llama', found 'mamba'"):
+    with pytest.raises(CheckpointError, match=r"PEFT's modules .*expected 'llama', found 'mamba'"):
         ggcl_fast.convert(source, tmp_path / "out", to="peft", base=base)
     shape = {"blk.0.ffn_gate_inp.weight": (4, 8)}
     mixture = base_model(tmp_path / "base.gguf", "llama", {name: np.ones(s, "f4") for name, s in shape.items()})
@@ -319,10 +328,10 @@ def test_rows_without_known_heads_are_refused_with_all_ways_out(tmp_path: Path) 
 def test_heads_that_contradict_the_base_are_refused(to: str, tmp_path: Path) -> None:
     MODEL.write(tmp_path / "base.gguf")
     source = foreign(tmp_path / "lora.ggla", some_factors(ROTATED))
-    rows = {"rows": "gguf"} if to == "peft" else {}
+    rows = "gguf" if to == "peft" else "auto"
     for heads in (2, 2), (4, 4):
         with pytest.raises(CheckpointError, match=r"base\.gguf: heads: .*expected \d,\d, found 4,2 .*leave --heads"):
-            ggcl_fast.convert(source, tmp_path / "out", to=to, base=tmp_path / "base.gguf", heads=heads, **rows)
+            ggcl_fast.convert(source, tmp_path / "out", to=to, base=tmp_path / "base.gguf", heads=heads, rows=rows)
 
 
 @pytest.mark.parametrize(
@@ -536,3 +545,12 @@ def test_embeddings_that_are_left_out_are_not_looked_at(shape: tuple[int, int], 
     else:
         config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
         assert "embed_tokens" not in config["target_modules"]
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_another_width_is_refused_with_the_dims_that_the_file_has(to: str, tmp_path: Path) -> None:
+    Model(n_layer=1, n_vocab=ALL_TOKENS, head_dim=32).write(tmp_path / "base.gguf")
+    with SMALL.checkpoint(SMALL.factors()) as checkpoint:
+        unrotated = replace(checkpoint, parameters=checkpoint.parameters._replace(n_rot=0))
+        with pytest.raises(CheckpointError, match=r"expected \(128, 23\) as in .*base\.gguf, found \(64, 20\)"):
+            ggcl_fast.convert(unrotated, tmp_path / "out", to=to, base=tmp_path / "base.gguf")

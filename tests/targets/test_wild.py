@@ -12,7 +12,7 @@ import pytest
 import ggcl_fast
 
 from ..reference import DATA
-from .test_clients import hugging_face, llama_cpp, needs_llama_cpp, with_peft  # noqa: F401
+from .test_clients import llama_cpp, needs_llama_cpp, with_peft
 
 WILD = DATA / "wild"
 EXPECTED: dict[str, Any] = json.loads((WILD / "expected-peft.json").read_text())
@@ -87,7 +87,7 @@ def test_rows_as_they_stand_are_what_llama_cpp_of_2023_computed(tmp_path: Path) 
 def test_peft_computes_what_it_computed_with_the_original(
     source: str,
     hugging_face: tuple[Any, Any, Any],
-    tmp_path: Path,  # noqa: F811 - the fixture
+    tmp_path: Path,
 ) -> None:
     name = name_of(source)
     heads = None if source.endswith("ggla") else (4, 4)  # rows of the one are as they go
