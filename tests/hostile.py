@@ -194,10 +194,12 @@ HOSTILE: Final[dict[str, Hostile]] = {
     "ggjt": _other("b'tjgg', an old model (ggjt)", b"tjgg" + ADAM[4:], _MODEL_HINT),
     "safetensors": _other(
         r"b'\x10\x00\x00\x00', a safetensors file", struct.pack("<Q", 16) + b'{"a":{}}        ',
-        "load it with the safetensors library",
+        "load it with the safetensors library; llama.cpp's convert_hf_to_gguf.py and convert_lora_to_gguf.py make GGUF "
+        "files of such models and adapters",
     ),
     "pytorch zip": _other(
-        r"b'PK\x03\x04', a zip archive, such as PyTorch's", b"PK\x03\x04" + ADAM[4:], "load it with torch.load"
+        r"b'PK\x03\x04', a zip archive, such as PyTorch's", b"PK\x03\x04" + ADAM[4:],
+        "unpack it, or load it with torch.load",
     ),
     "byte-swapped": _other(
         "b'ggcl', a byte-swapped checkpoint (ggcl)", b"ggcl" + ADAM[4:],

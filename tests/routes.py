@@ -395,8 +395,8 @@ def _hold_about(found: Contents, base: Contents | None, holds: str | None) -> No
         assert found.keys.pop(b"general.base_model.count") == (4, struct.pack("<I", 1))
     if holds is not None:
         expected["ggcl_fast.holds"] = holds
-    for key, value in expected.items():
-        assert found.keys.pop(key.encode()) == (STRING, string(value))
+    for key, text in expected.items():
+        assert found.keys.pop(key.encode()) == (STRING, string(text))
     kind, value = found.keys.pop(b"ggcl_fast.training")
     assert (kind, len(value)) == (STRING, 8 + 32)
 

@@ -23,7 +23,7 @@ from .gguf_tensors import no_twins
 __all__ = ["open_model"]
 
 _COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
-_NAME: Final = re.compile(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf")
+_NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 
 def open_model(path: StrPath) -> tuple[Source, GGUFHeader]:
@@ -44,7 +44,7 @@ def open_model(path: StrPath) -> tuple[Source, GGUFHeader]:
             return source, header
     name, n_files = located(path), _count(source, header, _COUNT)
     match = _NAME.fullmatch(name)
-    if match is None or int(match[3]) != n_files:
+    if match is None or int(match[3]) != n_files or not 1 <= int(match[2]) <= n_files:
         raise CheckpointError(
             f"one of {n_files} files, and its name does not tell those of the others", source=source.name, field=_COUNT,
             expected=f"a name that ends in -00001-of-{n_files:05}.gguf", found=n_files,

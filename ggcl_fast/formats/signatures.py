@@ -34,6 +34,7 @@ _OLD_MODEL: Final = "convert the original model anew with llama.cpp's convert_hf
 _UNPACK: Final = "unpack it, and hand in what is in it"
 _PAGE: Final = "download the file itself: at Hugging Face by /resolve/main/ and not by /blob/main/"
 _SERVER: Final = "it holds what the server said instead of the file: download it again, signed in if need be"
+_BOM: Final = b"\xef\xbb\xbf"
 _FORMATS: Final = (
     GGCL,
     GGUF,
@@ -56,13 +57,13 @@ _FORMATS: Final = (
     ),
     Format(b"\x80\x02\x8a\x0a", "an old PyTorch file", "load it with torch.load"),
     Format(b"version https://git-lfs", "a Git LFS pointer", "git lfs pull fetches the file that it stands for"),
-    Format(b"\x1f\x8b", "a gzip archive", _UNPACK),
+    Format(b"\x1f\x8b\x08", "a gzip archive", _UNPACK),
     Format(b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
     Format(b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
     Format(b"BZh", "a bzip2 archive", _UNPACK),
     Format(b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     Format(b"ustar", "a tar archive", _UNPACK, 257),
-    Format(b"\xef\xbb\xbf", "text, or a file before which an editor has put a byte order mark", "download it again"),
+    Format(_BOM, "text, or a file before which an editor has put a byte order mark", "download it again"),
     Format(b"Entry not found", "an error text of a server", _SERVER),
     Format(b"Access to ", "an error text of a server", _SERVER),
     Format(b"Repository not found", "an error text of a server", _SERVER),
@@ -75,7 +76,7 @@ _SAFETENSORS: Final = Format(
 )  # fmt: skip
 _HTML: Final = Format(b"", "an HTML page", _PAGE)
 _PAGES: Final = (b"<!doctype html", b"<html", b"<?xml")
-_ZEROS: Final = Format(b"", "nothing but zeros", "a download that was never finished: download it again")
+_ZEROS: Final = Format(b"", "zeros where it begins", "a download that was never finished: download it again")
 
 MADE_BY: Final = "ggcl_fast.version"
 """Key of a GGUF file that this project wrote, checkpoints apart, which are what the old script wrote."""
@@ -85,11 +86,11 @@ LONGEST_SIGNATURE: Final = 262
 
 def recognise(start: bytes) -> Format | None:
     """Return what a file that begins with `start` is, None where it is nothing known."""
+    if start.removeprefix(_BOM).lstrip()[:16].lower().startswith(_PAGES):
+        return _HTML
     for one in _FORMATS:
         if start.startswith(one.signature, one.offset):
             return one
-    if start.lstrip()[:16].lower().startswith(_PAGES):
-        return _HTML
     # safetensors: u64 length of a JSON object, which follows
     if start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= 100_000_000:
         return _SAFETENSORS

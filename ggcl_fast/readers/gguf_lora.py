@@ -59,12 +59,12 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
         elif match is None:
             _fault(source, row, tensor, "name", "X.weight.lora_a or X.weight.lora_b", tensor.name)
         else:
-            if f"{match['weight']}.lora_{_OTHER[match['end']]}" not in known:
-                raise CheckpointError(ALONE, source=source.name, tensor=tensor.name, index=row)
             is_embd = match["weight"] == _TOKEN_EMBD
             end = match["end"] if not is_embd else _OTHER[match["end"]]
             names.append(f"{match['weight']}.lora_{end}")
             tensors.append(_encoded(source, row, tensor, is_transposed=end == "a" and not is_embd))
+            if f"{match['weight']}.lora_{_OTHER[match['end']]}" not in known:
+                raise CheckpointError(ALONE, source=source.name, tensor=tensor.name, index=row)
     if not names:
         raise CheckpointError(
             "there is no tensor in it", source=source.name, field="n_tensors", found=len(header.names)

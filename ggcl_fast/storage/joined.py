@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ class Joined:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
+        self._map: memoryview | None = None
         self._stops = list(itertools.accumulate(source.size for source in sources))
         self.starts = [stop - source.size for source, stop in zip(sources, self._stops)]
         """Byte offset at which each begins."""
@@ -53,7 +55,9 @@ class Joined:
 
     def map(self) -> memoryview:
         """Return all bytes, copied into memory."""
-        return read_at(self, 0, self.size).toreadonly()
+        if self._map is None:
+            self._map = read_at(self, 0, self.size).toreadonly()
+        return self._map
 
     def prefetch(self, offsets: Sequence[int]) -> None:
         """Have each fetch its own."""
@@ -68,5 +72,7 @@ class Joined:
 
     def close(self) -> None:
         """Let go of them."""
-        for source in self._sources:
-            source.close()
+        with contextlib.ExitStack() as stack:
+            for source in self._sources:
+                stack.callback(source.close)
+        self._map = None

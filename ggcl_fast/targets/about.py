@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import gguf
@@ -44,16 +45,18 @@ ALL: Final = "every delta"
 """Of a merged model."""
 NORMS: Final = "deltas of norms"
 """Of the copy of a base model that an adapter comes with."""
+_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$", re.ASCII)
 _SAMPLE: Final = 1024  # bytes of a tensor
 
 _K = gguf.Keys.General
 _T = gguf.GGUFValueType
+Counts = Mapping[gguf.GGMLQuantizationType, int]
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return what tells this training from others: its counts, shapes, and some values of its first and last pair.
+    """Return what tells this training from others: its shapes, and some values of its first and last pair.
 
-    An adapter in GGUF form that this project wrote has that of the checkpoint that it came from.
+    It is the same for a checkpoint and the adapter beside it; an adapter that this project wrote tells it.
     """
     known = checkpoint.extra.get(_TRAINING)
     if isinstance(known, str):
@@ -62,7 +65,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     table = checkpoint.table
     of_pairs = [pair for pair in checkpoint.pairs if not pair.is_norm]
     shapes = [(pair.weight, pair.n_in, pair.n_out, pair.rank, pair.scale) for pair in of_pairs]
-    digest.update(repr((tuple(checkpoint.training), sorted(shapes))).encode())
+    digest.update(repr(sorted(shapes)).encode())
     for pair in sorted(of_pairs)[:: max(1, len(of_pairs) - 1)]:
         for row in (pair.row_a, pair.row_b):
             digest.update(
@@ -131,12 +134,17 @@ def _plain(text: str) -> str:
 
 def _name(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> str:
     source = _stem(checkpoint.source.name)
-    return options.name or (f"{_base_name(base)} + {source}" if base is not None else source)
+    return _text(options.name or (f"{_base_name(base)} + {source}" if base is not None else source))
+
+
+def _text(name: str) -> str:
+    """Return a name that can be written as UTF-8, as GGUF's strings are: file names need not be."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _base_name(base: BaseModel) -> str:
     name = base.header.keys.get(_K.NAME)
-    return name if isinstance(name, str) and name else _stem(base.source.name)
+    return name if isinstance(name, str) and name else _text(_SHARD.sub("", _stem(base.source.name)))
 
 
 def _stem(name: str) -> str:
@@ -193,10 +201,15 @@ def _bytes(base: BaseModel, start: int, stop: int) -> bytes:
     return bytes(read_at(base.source, start, stop - start))
 
 
-def file_type(types: dict[gguf.GGMLQuantizationType, int]) -> KeyValue:
-    """Return the key that tells of what type most weights are, from the number of weights of each type."""
-    usual = max(types, key=lambda type: types[type])
-    return KeyValue(_K.FILE_TYPE, int(_FILE_TYPES.get(usual, gguf.LlamaFileType.GUESSED)), _T.UINT32)
+def file_type(before: Counts, after: Counts) -> list[KeyValue]:
+    """Return the key that tells of what type most weights are, where that is another than it was.
+
+    Of each type the number of weights is given.
+    """
+    usual = max(after, key=lambda type: after[type], default=None)
+    if usual is None or usual == max(before, key=lambda type: before[type]):
+        return []
+    return [KeyValue(_K.FILE_TYPE, int(_FILE_TYPES.get(usual, gguf.LlamaFileType.GUESSED)), _T.UINT32)]
 
 
 _FILE_TYPES: Final = {

@@ -43,12 +43,13 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         The checkpoint was trained on another model than the base, or the base has tied embeddings, which llama.cpp
         cannot adapt.
     """
-    left_out = set() if options.token_embd else {TOKEN_EMBD}
-    if base is not None and base.is_tied:
-        left_out |= _left_out_of_tied(checkpoint, base, options.token_embd)
     about = of_adapter(checkpoint, options, base)
     of_copy = of_model(checkpoint, options, base, NORMS) if base is not None else []
+    is_tied = base is not None and base.is_tied
+    left_out = () if options.token_embd else (TOKEN_EMBD, OUTPUT) if is_tied else (TOKEN_EMBD,)
     checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out)
+    if base is not None and is_tied and options.token_embd:
+        _refuse_tied(checkpoint, base)
     pairs, notes = checkpoint.pairs, list(fitted)
     if skipped := [pair.weight for pair in pairs if pair.weight in left_out]:
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
@@ -73,24 +74,20 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     return Plan(tuple(files), 2 * len(kept), tuple(notes))
 
 
-def _left_out_of_tied(checkpoint: Checkpoint, base: BaseModel, token_embd: bool) -> set[str]:
-    """Return the weights that an adapter upon a model with tied embeddings cannot have.
+def _refuse_tied(checkpoint: Checkpoint, base: BaseModel) -> None:
+    """Hold that there is no pair that an adapter upon a model with tied embeddings cannot have.
 
     llama.cpp refuses a pair for an output weight that is not there, and aborts in the first computation with a pair
     for embeddings that it also multiplies by.
     """
-    cannot = {TOKEN_EMBD, OUTPUT}
-    if not token_embd:
-        return cannot
     for pair in checkpoint.pairs:
-        if pair.weight in cannot:
+        if pair.weight in (TOKEN_EMBD, OUTPUT):
             raise CheckpointError(
                 f"llama.cpp cannot adapt tied embeddings, and {base.source.name} has no {OUTPUT} of its own",
                 source=checkpoint.source.name, tensor=pair.weight,
                 hint=f"--no-token-embd (token_embd=False) leaves {TOKEN_EMBD} and {OUTPUT} out; "
                 "--to merged keeps everything",
             )  # fmt: skip
-    return cannot
 
 
 def adapter_file(

@@ -171,6 +171,7 @@ def _add(base: BaseModel, rooms: deque[_Room], stretch: _Stretch) -> tuple[_Room
         if not _add_fast(stretch, b, rows, room.delta[: len(b) * n_in], sums_):
             plain = _add_plainly(base, stretch, b, rows.reshape(len(b), -1))
             sums_[:] = plain.reshape(-1).view(np.uint8)
+        _keep_idle(stretch, b, rows, sums_)
     return room, written.data
 
 
@@ -191,6 +192,14 @@ def _add_fast(stretch: _Stretch, b: Floats, rows: _Bytes, delta: Floats, written
     with np.errstate(all="ignore"):
         np.matmul(b, at, out=delta.reshape(len(b), -1))
     return stretch.kernel(rows, delta, written) <= sums.LARGEST[stretch.of.info.type]
+
+
+def _keep_idle(stretch: _Stretch, b: Floats, rows: _Bytes, written: _Bytes) -> None:
+    """Let rows without a delta stay as they are, to the bit: they would be rounded anew for nothing."""
+    with np.errstate(all="ignore"):  # of NaN
+        idle = ~b.any(axis=1)
+    if stretch.of.info.type == stretch.of.origin.type and idle.any() and np.isfinite(stretch.a).all():
+        written.reshape(len(b), -1)[idle] = rows.reshape(len(b), -1)[idle]
 
 
 def _add_plainly(base: BaseModel, stretch: _Stretch, b: Floats, rows: _Bytes) -> npt.NDArray[np.generic]:

@@ -195,7 +195,8 @@ class BaseModel:
             dims = tensor.dims
             while len(dims) > len(pair.dims) and dims[-1] == 1:
                 dims = dims[:-1]
-            if dims != pair.dims:
+            has_more_tokens = pair.weight in (TOKEN_EMBD, OUTPUT) and pair.dims < dims < (pair.n_in + 1,)
+            if dims != pair.dims and not has_more_tokens:
                 raise CheckpointError(
                     "not the shape of the base model", source=checkpoint.source.name, tensor=pair.weight, field="dims",
                     expected=f"{dims} as in {self.source.name}", found=pair.dims,
@@ -211,7 +212,7 @@ class BaseModel:
         """Hold layers, heads and rotary dims against the base model's, as far as both tell them."""
         for field, key in _PARAMETERS.items():
             found: int = getattr(checkpoint.parameters, field)
-            if found == 0 or (checkpoint.partial and field != "n_layer"):
+            if (found == 0 or checkpoint.partial) and field != "n_layer":
                 continue
             here = self.heads.n_head_kv if field == "n_head_kv" else self.key(key)
             if here == 0 or here == found or (checkpoint.partial and found < here):

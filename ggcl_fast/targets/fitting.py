@@ -61,9 +61,9 @@ def fit(
     arch = _architecture(checkpoint, options, base)
     notes: list[str] = []
     if base is not None:
+        base.check(checkpoint, left_out)
         checkpoint, note = _with_all_tokens(checkpoint, base, left_out)
         notes += note
-        base.check(checkpoint, left_out)
         notes += base.layers_left(checkpoint)
     if reorder:
         checkpoint, note = in_gguf_order(checkpoint, options, base, arch)
@@ -80,7 +80,8 @@ def _architecture(checkpoint: Checkpoint, options: Options, base: BaseModel | No
     }
     found = {who: arch for who, arch in told.items() if arch is not None}
     if len(set(found.values())) > 1:
-        (first, expected), *_, (second, other) = found.items()
+        first, expected = next(iter(found.items()))
+        second, other = next((who, arch) for who, arch in found.items() if arch != expected)
         raise CheckpointError(
             "not the architecture of the base model", source=checkpoint.source.name, field="architecture",
             expected=f"'{other}' of {second}", found=f"'{expected}' of {first}",

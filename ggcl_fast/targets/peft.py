@@ -30,7 +30,7 @@ from ..formats.safetensors import StoredTensor, head
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from . import TARGETS
-from .about import model_card
+from .about import NORMS, model_card, refuse_twice
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
 from .fitting import fit
@@ -80,6 +80,8 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         The checkpoint was trained on another model than the base, or the number of heads is not known or cannot be.
     """
     left_out = () if options.token_embd else (TOKEN_EMBD,)
+    if base is not None and not options.force:
+        refuse_twice(checkpoint, base, adds=NORMS)
     checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out, reorder=False)
     if arch != ARCH:
         raise CheckpointError(

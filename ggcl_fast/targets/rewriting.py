@@ -84,14 +84,14 @@ def model_file(
     """
     changed = {pair.weight: pair for pair in pairs}
     items = functools.partial(_items, base, changed)
-    n_tensors, types, has_another = 0, Counter[_Type](), False
+    n_tensors, before, after = 0, Counter[_Type](), Counter[_Type]()
     for item in items():
         n_tensors += 1
         if len(item.info.dims) > 1:
-            types[item.info.type] += math.prod(item.info.dims)
-            has_another |= item.info.type != item.origin.type
+            before[item.origin.type] += math.prod(item.info.dims)
+            after[item.info.type] += math.prod(item.info.dims)
     header = base.header
-    keys = edited_keys(base, about + [file_type(types)] * has_another)
+    keys = edited_keys(base, about + file_type(before, after))
     infos = (item.info for item in items())
     beginning, nbytes = head(infos, n_tensors, keys, header.version, header.alignment)
     of_interest = tuple(item for item in items() if item.pair or item.origin.name != item.info.name)

@@ -46,7 +46,7 @@ PACKED = "unpack it, and hand in what is in it"
 PAGE = "an HTML page", "by /resolve/main/ and not by /blob/main/"
 SERVER = "an error text of a server", "what the server said instead of the file: download it again, signed in"
 TENSORS = "a safetensors file", "llama.cpp's convert_hf_to_gguf.py and convert_lora_to_gguf.py"
-ZEROS = "nothing but zeros", "a download that was never finished"
+ZEROS = "zeros where it begins", "a download that was never finished"
 BOM = "byte order mark", "download it again"
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca2\n"

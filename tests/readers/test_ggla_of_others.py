@@ -402,7 +402,7 @@ def test_a_bad_file_is_told_the_same_when_it_is_large(
 
 
 def test_a_file_that_is_nothing_but_a_header() -> None:
-    with pytest.raises(TruncatedError, match=r"^<buffer>: at offset 16 .*: there is no tensor in it"):
+    with pytest.raises(CheckpointError, match=r"^<buffer>: at offset 16 .*: there is no tensor in it"):
         open_checkpoint(SOUND[:16])
 
 
@@ -426,7 +426,7 @@ def test_a_file_cut_at_any_byte_is_an_error_but_between_pairs() -> None:
             continue
         with pytest.raises(CheckpointError) as caught:
             open_checkpoint(GUARDED.holding(SOUND[:size]))
-        kind = NotACheckpointError if size < 4 else CheckpointError if size in boundaries - {16} else TruncatedError
+        kind = NotACheckpointError if size < 4 else CheckpointError if size in boundaries else TruncatedError
         assert type(caught.value) is kind, size
 
 

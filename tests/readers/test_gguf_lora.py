@@ -303,7 +303,7 @@ HOSTILE: Final[dict[str, Hostile]] = {
     # --- keys
     "no architecture": _bad("general.architecture: expected a string, found none", _without("general.architecture")),
     "an architecture that is a number": _bad(
-        f"general.architecture {_at('general.architecture')}: expected a string, found 3",
+        f"general.architecture {_at('general.architecture')}: expected a string, found uint32",
         _put("general.architecture", U32, 3),
     ),
     "no general.type": _bad(
@@ -312,20 +312,20 @@ HOSTILE: Final[dict[str, Hostile]] = {
     ),
     "no adapter.type": _bad(f"{KIND}: expected a string, found none", _without(KIND)),
     "another adapter.type": _bad(
-        f"{KIND} {_at(KIND)}: expected 'lora', found control_vector", _put(KIND, STRING, "control_vector")
+        f"{KIND} {_at(KIND)}: expected 'lora', found 'control_vector'", _put(KIND, STRING, "control_vector")
     ),
-    "an empty adapter.type": _bad(f"{KIND} {_at(KIND)}: expected 'lora', found ", _put(KIND, STRING, "")),
-    "an adapter.type that is a number": _bad(f"{KIND} {_at(KIND)}: expected a string, found 7", _put(KIND, U32, 7)),
+    "an empty adapter.type": _bad(f"{KIND} {_at(KIND)}: expected 'lora', found ''", _put(KIND, STRING, "")),
+    "an adapter.type that is a number": _bad(f"{KIND} {_at(KIND)}: expected a string, found uint32", _put(KIND, U32, 7)),
     **{
         f"alpha {value}": _bad(
             f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found {value}", _put(ALPHA, F32, value)
         )
         for value in (float("nan"), float("inf"), float("-inf"))
     },
-    "alpha as uint32": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found 16", _put(ALPHA, U32, 16)),
-    "alpha as float64": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found 0.1", _put(ALPHA, F64, 0.1)),
-    "alpha as bool": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found True", _put(ALPHA, BOOL, True)),
-    "alpha as text": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found 8", _put(ALPHA, STRING, "8")),
+    "alpha as uint32": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found uint32", _put(ALPHA, U32, 16)),
+    "alpha as float64": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found float64", _put(ALPHA, F64, 0.1)),
+    "alpha as bool": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found bool", _put(ALPHA, BOOL, True)),
+    "alpha as text": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found string", _put(ALPHA, STRING, "8")),
     "alpha as an array": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found array", _array(ALPHA)),
     # --- tensors
     "no tensors": _bad(N_TENSORS, _no_pairs),
