@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import gguf
+import numpy as np
 
 import ggcl_fast
 from ggcl_fast.batch.pool import process_pool
@@ -170,6 +171,24 @@ def _upon_base(folder: Path, sizes: Sizes) -> Pair:
     return Pair(ours, c.process("cp", base, outs[1]), outs)
 
 
+def _of_others(*modules: str, rank: int) -> Callable[[Path, Sizes], Pair]:
+    """Return a maker of: a ggla file of others, its A in F16, made an adapter of today."""
+
+    def make(folder: Path, sizes: Sizes) -> Pair:
+        if sizes.large < Sizes.large:  # in tests
+            some, r = modules[:1], 1
+        else:
+            some, r = modules, rank
+        source, out = c.adapter_of_others(folder, some, r, np.float16), folder / "out.gguf"
+        return Pair(
+            lambda: ggcl_fast.convert(source, out, to="adapter", heads=(32, 32)),
+            lambda: shutil.copyfile(source, out),
+            [out],
+        )
+
+    return make
+
+
 def _per_byte(folder: Path, sizes: Sizes) -> Pair:
     large, small = (c.checkpoint(folder, c.SHAPES["13B"], n) for n in (sizes.large, 1_000_000))
     # Each into a file of its own: ext4 starts writing back at once what takes the place of another file.
@@ -300,6 +319,14 @@ COMPARISONS: Final = (
     Comparison("merged", "Q8_0, half a GB, with kernels", "with numpy and gguf.quants", 0.15, _merged("Q8_0")),
     Comparison("merged", "Q4_0, half a GB, with kernels", "with numpy and gguf.quants", 0.15, _merged("Q4_0")),
     Comparison("adapter", "the command, upon a base of 1 GB", "`cp` of it", 1.2, _upon_base),
+    Comparison(
+        "adapter", "from a ggla of others: 7B, q and v, r 8, 13 MB", "`shutil.copyfile`", None,
+        _of_others("attn_q", "attn_v", rank=8),
+    ),
+    Comparison(
+        "adapter", "from a ggla of others: 7B, all, r 64, 494 MB", "`shutil.copyfile`", None,
+        _of_others("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up", rank=64),
+    ),
     Comparison(
         "batch", "`convert_many` by two warm workers, 2 MB a file", "`shutil.copyfile` by them", 1.3, _batch_copy,
     ),

@@ -9,7 +9,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -97,6 +97,28 @@ def weights_of(shape: Shape) -> dict[tuple[str, int, int], bool]:
     names = [name for lora in schemas(shape.n_layer) for name in lora.names[::2]]
     lengths = [(a[2], b[2]) for a, b in zip(shape.lora_tensors()[::2], shape.lora_tensors()[1::2])]
     return {(name.removesuffix(".lora_a"), n_in, n_out): "norm" in name for name, (n_in, n_out) in zip(names, lengths)}
+
+
+def adapter_of_others(folder: Path, modules: Sequence[str], rank: int, type: Any) -> Path:
+    """Return the ggla file of a 7B model's adapter as convert-lora-to-ggml.py made it, A in `type`, B in float32."""
+    path = folder / f"{len(modules)}-{rank}.ggla"
+    if path.exists():
+        return path
+    n_embd, n_ff = SHAPE_7B.n_embd, 11008
+    lengths = {"ffn_gate": (n_embd, n_ff), "ffn_up": (n_embd, n_ff), "ffn_down": (n_ff, n_embd)}
+    rng = np.random.default_rng(0)
+    with path.open("wb") as file:
+        file.write(struct.pack("<4sIII", b"algg", 1, rank, 2 * rank))
+        for layer in range(SHAPE_7B.n_layer):
+            for module in modules:
+                for end, n, kind in zip("AB", lengths.get(module, (n_embd, n_embd)), (type, np.float32)):
+                    values = (0.02 * rng.standard_normal((n, rank))).astype(kind)
+                    name = f"blk.{layer}.{module}.weight.lora{end}".encode()
+                    file.write(struct.pack("<5I", 2, len(name), int(values.itemsize == 2), rank, n) + name)
+                    file.seek(-(-file.tell() // 32) * 32)
+                    file.write(values.tobytes())
+    os.sync()
+    return path
 
 
 def tiny(folder: Path) -> Path:

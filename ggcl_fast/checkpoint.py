@@ -207,6 +207,8 @@ class Checkpoint:
     """Architecture of the base model, as GGUF files name it; None where the file does not tell."""
     rows: Rows = "gguf"
     """Order of the rows of B for q and k."""
+    zero_tail: int = 0
+    """Bytes of zeros that the file ends with for no reason, as a download leaves them that was never finished."""
     partial: bool = False
     """Whether any subset of a model's weights may be there: of adapters that finetune did not write."""
     extra: Mapping[str, int | float | bool | str] = field(default_factory=dict)

@@ -3,10 +3,11 @@
 What convert-lora-to-ggml.py made of Hugging Face's adapters, and GGUF adapters as today's converters write them.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import gguf
 import numpy as np
@@ -138,6 +139,12 @@ def write_adapter(
     writer.write_tensors_to_file()
     writer.close()
     return path.read_bytes()
+
+
+def adapter_bytes(loras: Sequence[Lora], **how: Any) -> bytes:
+    """Return what `write_adapter` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_adapter(Path(folder, "adapter"), loras, **how)
 
 
 def deltas(path: Path) -> dict[str, npt.NDArray[np.float64]]:

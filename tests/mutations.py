@@ -20,6 +20,7 @@ from ggcl_fast.storage.outputs import Nowhere
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
+from .adapters import Type, adapter_bytes, foreign_ggla, made
 from .gguf_parts import converted, ggla_bytes, ggla_marks, ggla_records, marks, version_1
 
 ONES: Final = dict.fromkeys(RANKS, 1)
@@ -31,6 +32,7 @@ GGCL: Final = (
     checkpoint_bytes(TINY),
 )
 """Sound ggcl files small enough to be tried by the thousand."""
+HALVES: Final = (Type.F16, Type.F16)
 BASES: Final = (
     *GGCL,
     converted(checkpoint_bytes(TINY)),
@@ -38,7 +40,12 @@ BASES: Final = (
     version_1(Shape(n_layer=1, n_embd=4, n_vocab=3, ranks=ONES), n_head_kv=1, short_dims=True).build(),
     ggla_bytes(ggla_records(TINY), alpha=8),
     ggla_bytes(ggla_records(Shape(), old_names=False)),
-)
+    foreign_ggla([made("blk.1.attn_q", 5, 3, 4, HALVES, old_names=True), made("blk.0.ffn_up", 3, 1, 7, HALVES)]),
+    adapter_bytes(
+        [made("blk.0.attn_v", 32, 2, 3, (Type.Q8_0, Type.BF16)), made("token_embd", 3, 1, 5, HALVES)],
+        norms=["blk.0.attn_norm"],
+    ),
+)  # fmt: skip
 """Sound files small enough to be tried by the thousand."""
 
 ENGINES: Final[tuple[Engine, ...]] = ("numba", "python")
@@ -158,10 +165,10 @@ def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, 
     with checkpoint:
         table = checkpoint.table
         assert all(warning.isprintable() for warning in checkpoint.warnings)
-        assert (table["offset"] + table["nbytes"] <= len(data)).all()
+        assert (table["offset"] + table["nbytes"] <= checkpoint.source.size).all()
         assert (np.diff(table["gguf_offset"]) > 0).all()
         assert len(checkpoint.names) == len(set(checkpoint.names)) == len(table)
-        assert (checkpoint.optimizer is None) == (checkpoint.format == "ggla")
+        assert (checkpoint.optimizer is None) == (checkpoint.format in ("ggla", "lora"))
         nowhere = Nowhere()
         refused = ""
         try:

@@ -25,6 +25,7 @@ import ggcl_fast
 from ggcl_fast import CheckpointError
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
+from .adapters import adapter_bytes, foreign_ggla, made
 from .gguf_parts import (
     ARRAY,
     CODES,
@@ -101,6 +102,22 @@ _GROUPED: Final = Model(n_layer=1, n_head=2, n_head_kv=1, head_dim=2, n_ff=6, n_
 _BLOCKS: Final = Model(n_layer=1, n_head=2, n_head_kv=2, head_dim=16, n_ff=32, n_vocab=3)
 
 
+def _others(model: Model) -> tuple[bytes, bytes]:
+    """Return adapters on `model` that finetune did not write: a ggla file of Hugging Face's, and one in GGUF form."""
+    shapes = {name: values.shape for name, values in model.weights().items() if values.ndim == 2}
+    blocks = Type.Q8_0 if model.head_dim % 16 == 0 else Type.BF16
+    loras = [
+        made(name.removesuffix(".weight"), shape[1], 2, shape[0], (Type.F16, Type.F32), seed=i)
+        for i, (name, shape) in enumerate(shapes.items())
+        if name.startswith("blk.") and ("attn" in name or "down" in name)
+    ]
+    pairs = [
+        made(name.removesuffix(".weight"), shape[1], 1 + i % 2, shape[0], (blocks, Type.F16), seed=i)
+        for i, (name, shape) in enumerate(shapes.items())
+    ]
+    return foreign_ggla(loras, r=2, alpha=3), adapter_bytes(pairs, alpha=3.0)
+
+
 def _with(model: Model, **other: Any) -> bytes:
     return _model(Model(**{**vars(model), **other}))
 
@@ -113,15 +130,17 @@ _FAMILIES: Final[tuple[tuple[tuple[bytes, ...], tuple[bytes, ...]], ...]] = (
             converted(checkpoint_bytes(_shape(_TINY))),
             version_1(_shape(_TINY)).build(),
             ggla_bytes(ggla_records(_shape(_TINY)), rank=3, alpha=8),
+            *_others(_TINY),
         ),
         (_model(_TINY), _with(_TINY, kind=Type.F16, tied=True), _with(_TINY, kind=Type.BF16, alignment=64)),
     ),
-    ((version_1(_shape(_GROUPED), n_head_kv=1, short_dims=True).build(),), (_model(_GROUPED),)),
+    ((version_1(_shape(_GROUPED), n_head_kv=1, short_dims=True).build(), *_others(_GROUPED)), (_model(_GROUPED),)),
     (
         (
             checkpoint_bytes(_shape(_BLOCKS)),
             converted(checkpoint_bytes(_shape(_BLOCKS))),
             ggla_bytes(ggla_records(_shape(_BLOCKS), old_names=False)),
+            *_others(_BLOCKS),
         ),
         (
             _with(_BLOCKS, kind=Type.Q8_0), _with(_BLOCKS, kind=Type.Q4_0, tied=True),
@@ -223,15 +242,25 @@ class Trained(NamedTuple):
     scale: float = 1.0
     n_head: int = 0
     n_head_kv: int = 0
+    alpha: float = 0.0
+    """Of a GGUF adapter, where each pair's scale is alpha by its rank."""
+    is_hf: bool = False
+    """Whether rows of B for q and k are in Hugging Face's order."""
 
-    def pairs(self) -> "Iterator[Pair]":
+    def pairs(self, heads: dict[str, int] | None = None) -> "Iterator[Pair]":
+        """Yield the pairs, in GGUF's order where `heads` are given."""
         for name in self.tensors:
-            if name.endswith(".lora_a"):
-                a, b = (
-                    np.frombuffer(data, "<f4").reshape(-1, dims[0])
-                    for dims, data in (self.tensors[name[:-1] + end] for end in "ab")
-                )
-                yield Pair(name.removesuffix(".lora_a"), a, b, self.scale)
+            if not name.endswith(".lora_a"):
+                continue
+            a, b = (
+                np.frombuffer(data, "<f4").reshape(-1, dims[0])
+                for dims, data in (self.tensors[name[:-1] + end] for end in "ab")
+            )
+            weight = name.removesuffix(".lora_a")
+            n_head = (heads or {}).get(weight.split(".")[-2], 0)
+            if self.is_hf and n_head:
+                b = b[np.argsort(_halves(len(b), n_head))]
+            yield Pair(weight, a, b, self.alpha / a.shape[1] if self.alpha else self.scale)
 
 
 class Pair(NamedTuple):
@@ -272,8 +301,25 @@ def _ggcl(data: bytes) -> Trained:
     return Trained(tensors, 1.0, n_head, n_head)
 
 
+def _adapter(found: Contents) -> Trained:
+    """Take a GGUF adapter apart."""
+    tensors = {}
+    for name, tensor in found.tensors.items():
+        weight, _, end = name.rpartition(".lora_")
+        if not weight:  # a norm's weight
+            continue
+        is_looked_up = weight == "token_embd.weight"
+        values = tensor.values.T if end == "a" and not is_looked_up else tensor.values
+        end = end if not is_looked_up else "ba"["ab".index(end)]
+        tensors[f"{weight}.lora_{end}"] = values.shape[::-1], np.ascontiguousarray(values, "<f4").tobytes()
+    alpha = found.keys.get(b"adapter.lora.alpha", (6, bytes(4)))[1]
+    return Trained(tensors, alpha=float(struct.unpack("<f", alpha)[0]))
+
+
 def _gguf(data: bytes) -> Trained:
     found = contents(data)
+    if found.keys.get(b"general.type") == (STRING, string("adapter")):
+        return _adapter(found)
     n_head = found.number("llama.attention.head_count")
     has_kv = b"llama.attention.head_count_kv" in found.keys
     n_head_kv = found.number("llama.attention.head_count_kv") if has_kv else n_head
@@ -284,16 +330,20 @@ def _ggla(data: bytes) -> Trained:
     _, _, rank, alpha = struct.unpack_from("<4I", data)
     at, tensors = 16, {}
     while at < len(data):
-        n_dims, name_len, _ = struct.unpack_from("<3I", data, at)
+        n_dims, name_len, type = struct.unpack_from("<3I", data, at)
         dims = struct.unpack_from(f"<{n_dims}I", data, at + 12)
         at += 12 + 4 * n_dims
         name = data[at : at + name_len].decode()
         is_new = name.startswith(("blk.", "token_embd.", "output_norm."))
         at = -(-(at + name_len) // 32) * 32
-        nbytes = 4 * int(np.prod(dims, dtype=object))
-        tensors[name[:-1] + "_" + name[-1].lower() if is_new else gguf_name(name)] = dims, data[at : at + nbytes]
+        nbytes = (4, 2)[type] * int(np.prod(dims, dtype=object))
+        values = data[at : at + nbytes]
+        if type == 1:
+            values = np.frombuffer(values, "<f2").astype("<f4").tobytes()
+        tensors[name[:-1] + "_" + name[-1].lower() if is_new else gguf_name(name)] = dims, values
         at += nbytes
-    return Trained(tensors, alpha / rank)
+    is_hf = not any("norm." in name or name.startswith("token_embd.") for name in tensors)
+    return Trained(tensors, alpha / rank, is_hf=is_hf)
 
 
 # --- what numbers become --------------------------------------------------------------------------------------------
@@ -433,15 +483,15 @@ def _trains_norms(pairs: list[Pair]) -> bool:
 
 def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:
     found, source = contents(outputs.pop("out")), trained(data)
-    pairs, type = list(source.pairs()), route.type
+    pairs, type = list(source.pairs(_n_heads(source, base))), route.type
     is_tied = base is not None and "output.weight" not in base.tensors
     left_out = ("token_embd.weight", "output.weight")[: 0 if route.token_embd else 2 if is_tied else 1]
-    assert not (is_tied and route.token_embd)
+    assert not (is_tied and route.token_embd and {"token_embd.weight", "output.weight"} & {p.weight for p in pairs})
     ranks = {pair.a.shape[1] for pair in pairs if not is_norm(pair.weight) and pair.weight not in left_out}
     alpha = ranks.pop() if len(ranks) == 1 else 0
     _hold_about(found, base, None)
     assert found.keys == {
-        b"general.architecture": (STRING, string("llama")), b"general.type": (STRING, string("adapter")),
+        b"general.architecture": _architecture(data), b"general.type": (STRING, string("adapter")),
         b"adapter.type": (STRING, string("lora")), b"adapter.lora.alpha": (6, struct.pack("<f", alpha)),
     }  # fmt: skip
     for pair in pairs:
@@ -462,6 +512,12 @@ def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dic
         _hold_model(base, contents(outputs.pop("base-out.gguf")), norms, "deltas of norms")
 
 
+def _architecture(data: bytes) -> tuple[int, bytes]:
+    """Return the architecture that a file names, LLaMA where it names none."""
+    named = contents(data).keys if data.startswith(b"GGUF") else {}
+    return named.get(b"general.architecture", (STRING, string("llama")))
+
+
 def _can_quantize(type: Type) -> bool:
     try:
         gguf.quants.quantize(np.zeros((1, gguf.GGML_QUANT_SIZES[type][0]), np.float32), type)
@@ -472,7 +528,8 @@ def _can_quantize(type: Type) -> bool:
 
 def _hold_merged(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:  # noqa: ARG001
     assert base is not None
-    pairs = {pair.weight: pair for pair in trained(data).pairs()}
+    source = trained(data)
+    pairs = {pair.weight: pair for pair in source.pairs(_n_heads(source, base))}
     _hold_model(base, contents(outputs.pop("out")), pairs, "every delta")
 
 
@@ -522,17 +579,21 @@ def _hold_peft(data: bytes, base: Contents | None, route: Route, outputs: dict[s
         if last == "token_embd" and not route.token_embd:
             continue
         adapted.add(leaf)
-        order = _halves(len(pair.b), heads[last]) if last in heads else list(range(len(pair.b)))
+        is_other = last in heads and not source.is_hf
+        order = _halves(len(pair.b), heads[last]) if is_other else list(range(len(pair.b)))
         if last == "token_embd":
             ends = (found.pop(f"{prefix}.lora_embedding_B"), found.pop(f"{prefix}.lora_embedding_A").T)
         else:
             ends = (found.pop(f"{prefix}.lora_A.weight").T, found.pop(f"{prefix}.lora_B.weight"))
-        for end, values, origin in zip(ends, (pair.a, pair.b[order]), (pair.a, pair.unscaled[order])):
+        told: dict[str, Any] = {}
+        for pattern, usual in ("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"):
+            own = (value for key, value in config[pattern].items() if f".{module}".endswith(f".{key}"))
+            told[usual] = next(own, config[usual])
+        assert told["r"] == pair.a.shape[1]
+        b = pair._replace(scale=pair.scale * told["r"] / told["lora_alpha"]).b[order]
+        for end, values, origin in zip(ends, (pair.a, b), (pair.a, pair.unscaled[order])):
             assert end.dtype == {Type.F32: np.float32, Type.F16: np.float16}[type]
             hold_same(end.astype(np.float32), rounded(values, type), origin)
-        for pattern, usual in ("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"):
-            ranks = (rank for key, rank in config[pattern].items() if f".{module}".endswith(f".{key}"))
-            assert next(ranks, config[usual]) == pair.a.shape[1]
     assert not found
     assert set(config["target_modules"]) == adapted
     assert set(config["modules_to_save"] or ()) == saved
@@ -550,10 +611,13 @@ def _hold_too_large(type: str, data: bytes, base: Contents | None) -> None:
     """Hold that something about the pairs of `data` comes near to more than `type` can have."""
     limit = {"F32": 3.4e38, "BF16": 3.38e38}.get(type, 65504)
     largest = 0.0
-    for pair in trained(data).pairs():
+    pairs = list(trained(data).pairs())
+    ranks = [pair.a.shape[1] for pair in pairs]
+    widest = max(ranks) / min(ranks)  # what B may be multiplied by for PEFT
+    for pair in pairs:
         a, b = (
             np.abs(np.where(np.isfinite(values), values, 0), dtype=np.float64)
-            for values in (pair.a, abs(pair.scale) * pair.unscaled.astype(np.float64))
+            for values in (pair.a, widest * abs(pair.scale) * pair.unscaled.astype(np.float64))
         )
         origin = 0.0
         if base is not None:

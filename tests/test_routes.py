@@ -18,13 +18,17 @@ from .routes import CHECKPOINTS, MODELS, PAIRS, ROUTES, Route, altered, contents
 def refusal(data: bytes, base: bytes, route: Route) -> str:
     """What is said where a sound pair cannot be had by a route; nothing where it can."""
     is_tied = "output.weight" not in contents(base).tensors
-    if route.to == "checkpoint" and data.startswith(b"algg"):
+    is_lora = data.startswith(b"algg") or b"adapter.lora.alpha" in data
+    is_hf = data.startswith(b"algg") and trained(data).is_hf
+    if route.to == "checkpoint" and is_lora:
         return "an adapter has neither optimizer state nor training counts"
     if route.to == "checkpoint" and b"training.epoch_count" in data:
         return "a checkpoint of training.file_version 0 has no place for training.file_version"
-    if route.to == "adapter" and route.with_base and route.token_embd and is_tied:
+    if route.to == "adapter" and is_hf and not route.with_base:
+        return "the rows are in Hugging Face's order"
+    if route.to == "adapter" and route.with_base and route.token_embd and is_tied and not is_hf:
         return "llama.cpp cannot adapt tied embeddings"
-    if route.to == "peft" and not route.with_base and trained(data).n_head == 0:
+    if route.to == "peft" and not route.with_base and not is_hf and trained(data).n_head == 0:
         return "found nothing that tells it (--base or --heads (heads=) tells the number of heads)"
     return ""
 

@@ -184,8 +184,16 @@ def _tasks(args: argparse.Namespace, options: Options) -> Task | int:
 
     search = find_jobs(sources, target, options, recursive=args.recursive)
     if not search.jobs and not search.failed:
-        return fail(f"no checkpoints found, {search.n_others:,} other files passed over")
+        return fail(f"no checkpoints found, {search.n_others:,} other files passed over{_of_hugging_face(sources)}")
     return Task(search.jobs, search.sizes, dataclasses.replace(options, parents=True), search.n_others, search.failed)
+
+
+def _of_hugging_face(folders: Sequence[str]) -> str:
+    """Say what serves a folder of Hugging Face's, where there is one."""
+    for name, script in ("adapter_config.json", "convert_lora_to_gguf.py"), ("config.json", "convert_hf_to_gguf.py"):
+        if any(os.path.exists(os.path.join(located(folder), name)) for folder in folders):
+            return f" (a folder of Hugging Face's: llama.cpp's {script} makes a GGUF file of it)"
+    return ""
 
 
 def _absolute(path: StrPath) -> str:

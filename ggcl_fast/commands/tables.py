@@ -30,7 +30,7 @@ def _known(value: float | None) -> float:
 
 SORTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "name": lambda one: one.source,
-    "loss": lambda one: _known(one.loss),
+    "loss": lambda one: (one.verdict == "incomplete", _known(one.loss)),
     "iterations": lambda one: one.training.iterations,
 }
 

@@ -47,7 +47,8 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
     moments = _moments(tensors)
     scales = {pair.scale for pair in pairs}
     changes = [pair.change for pair in weights if pair.change is not None]
-    verdict, reasons = judge(tensors, weights, checkpoint.optimizer, moments, _n_vocab(checkpoint.parameters, weights))
+    n_vocab = _n_vocab(checkpoint.parameters, weights)
+    verdict, reasons = judge(tensors, weights, checkpoint.optimizer, moments, n_vocab, checkpoint.zero_tail)
     return Summary(
         source=checkpoint.source.name,
         format=checkpoint.format,

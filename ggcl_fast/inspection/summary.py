@@ -9,7 +9,7 @@ from ..checkpoint import Adam, Format, ModelParameters, Optimizer, Training
 
 __all__ = ["Moments", "PairSummary", "Summary", "TensorSummary", "Verdict"]
 
-Verdict = Literal["healthy", "diverged", "untrained"]
+Verdict = Literal["healthy", "diverged", "untrained", "incomplete"]
 """What `verdict.judge` says of a checkpoint."""
 
 

@@ -23,9 +23,12 @@ def judge(
     optimizer: Optimizer | None,
     moments: Moments | None,
     n_vocab: int,
+    zero_tail: int = 0,
 ) -> tuple[Verdict, tuple[str, ...]]:
     """Say what a training has come to, and why.
 
+    Incomplete
+        The file ends in zeros for no reason: `Checkpoint.zero_tail`.
     Diverged
         Values or losses that are not finite; second moments below zero, which are averages of squares; a norm that
         changed by more than `LARGEST_CHANGE` times its size; a last loss that is well above the best one and worse
@@ -35,6 +38,8 @@ def judge(
     Healthy
         Everything else.
     """
+    if zero_tail:
+        return "incomplete", (f"the last {zero_tail:,} bytes are zeros: the end of the file was never written",)
     wrong = [
         *_not_finite(tensors),
         *_loss_is_wrong(optimizer, n_vocab),

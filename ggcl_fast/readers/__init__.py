@@ -14,6 +14,7 @@ module, and name it in `_READERS`.
 `gguf_lora`   LoRA adapters in GGUF form
 `ggla`        the adapters that finetune wrote beside its checkpoints, and those of Hugging Face's that were converted
 `ggla_order`  where their records will be
+`tail`        files that end in zeros
 ============  =====================================================================
 """
 
@@ -29,6 +30,7 @@ from ..storage.opening import open_source
 from ..storage.sources import Buffer, Source, SourceBuffer, read_at
 from ..storage.urls import StrPath
 from .engine import Engine, check_engine
+from .tail import with_tail_noted
 
 __all__ = ["open_checkpoint", "read"]
 
@@ -87,5 +89,4 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
             expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=found, hint=hint,
         )  # fmt: skip
     reader = importlib.import_module(f"{__name__}.{_READERS[format]}")
-    checkpoint: Checkpoint = reader.read(source, engine)
-    return checkpoint
+    return with_tail_noted(reader.read(source, engine), source)

@@ -134,6 +134,11 @@ def _something_else(header: GGUFHeader) -> tuple[str, str]:
     values = header.keys
     if values.get(finetune.TRAINING_TYPE.name) == "train_model":
         return "a train-text-from-scratch checkpoint, a model in itself", "there is no LoRA in it to convert"
+    if values.get("split.count", 0) not in (0, 1):
+        return (
+            "one of several files of a base model",
+            "hand in the checkpoint that finetune wrote when it trained on it",
+        )
     if gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight" in header.names:
         return "a base model", "hand in the checkpoint that finetune wrote when it trained on it"
     return "no finetune checkpoint", "gguf-dump shows what it is"

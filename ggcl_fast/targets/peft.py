@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -106,11 +107,14 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     ]
     if base is not None and base.is_tied and any(pair.weight in (TOKEN_EMBD, OUTPUT) for pair in kept):
         notes.append("the embeddings are tied: use the adapter as it is; merging it with PEFT would change both ends")
+    kept, with_alpha = _of_one_alpha(kept)
+    if with_alpha:
+        notes.append("alpha_pattern holds for some modules, which llama.cpp's convert_lora_to_gguf.py ignores")
     n_heads = _n_heads(checkpoint, kept, options, base)
     parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
     start = head(part.stored for part in parts)
     write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, start)
-    config = json.dumps(_config(kept, options), indent=2).encode() + b"\n"
+    config = json.dumps(_config(kept, with_alpha, options), indent=2).encode() + b"\n"
     card = model_card(checkpoint, options, base).encode()
     weights, about, card_name = TARGETS["peft"].folder
     files = (
@@ -192,10 +196,27 @@ def _write_tensors(
         output.writev([as_bytes(data)])
 
 
-def _config(kept: list[Pair], options: Options) -> dict[str, Any]:
-    """Return ``adapter_config.json``: alpha is the rank everywhere, so that the scale is 1."""
+def _usual_rank(kept: list[Pair]) -> int:
+    ranks = Counter(pair.rank for pair in kept if not pair.is_norm)
+    return ranks.most_common(1)[0][0] if ranks else 1
+
+
+def _of_one_alpha(kept: list[Pair]) -> tuple[list[Pair], bool]:
+    """Return the pairs as they are with one alpha for all, the usual rank; and whether some need their own.
+
+    PEFT multiplies by alpha / rank.  Where that is a power of two, B takes the inverse and loses nothing.
+    """
+    usual = _usual_rank(kept)
+    powers = [math.frexp(pair.rank / usual)[0] == 0.5 or pair.is_norm for pair in kept]
+    if not all(powers):
+        return kept, True
+    return [pair if pair.is_norm else pair._replace(scale=pair.scale * pair.rank / usual) for pair in kept], False
+
+
+def _config(kept: list[Pair], with_alpha: bool, options: Options) -> dict[str, Any]:
+    """Return ``adapter_config.json``, by which every scale is 1 but for what B has taken of it."""
     trained = [pair for pair in kept if not pair.is_norm]
-    usual = Counter(pair.rank for pair in trained).most_common(1)[0][0] if trained else 1
+    usual = _usual_rank(kept)
     ranks: dict[str, set[int]] = {}
     for pair in trained:
         ranks.setdefault(_leaf(pair), set()).add(pair.rank)
@@ -211,7 +232,7 @@ def _config(kept: list[Pair], options: Options) -> dict[str, Any]:
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": pattern,
-        "alpha_pattern": pattern,
+        "alpha_pattern": pattern if with_alpha else {},
         "target_modules": list(ranks),
         "modules_to_save": list(dict.fromkeys(_leaf(pair) for pair in kept if pair.is_norm)) or None,
     }

@@ -315,7 +315,9 @@ HOSTILE: Final[dict[str, Hostile]] = {
         f"{KIND} {_at(KIND)}: expected 'lora', found 'control_vector'", _put(KIND, STRING, "control_vector")
     ),
     "an empty adapter.type": _bad(f"{KIND} {_at(KIND)}: expected 'lora', found ''", _put(KIND, STRING, "")),
-    "an adapter.type that is a number": _bad(f"{KIND} {_at(KIND)}: expected a string, found uint32", _put(KIND, U32, 7)),
+    "an adapter.type that is a number": _bad(
+        f"{KIND} {_at(KIND)}: expected a string, found uint32", _put(KIND, U32, 7)
+    ),
     **{
         f"alpha {value}": _bad(
             f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found {value}", _put(ALPHA, F32, value)

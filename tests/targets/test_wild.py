@@ -7,12 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ggcl_fast
+from ggcl_fast.targets.peft import MODULE_NAMES
 
+from ..adapters import foreign_ggla, made
+from ..models import Type, read_gguf
 from ..reference import DATA
-from .test_clients import llama_cpp, needs_llama_cpp, with_peft
+from .test_clients import GROUPED, first_token, llama, llama_cpp, needs_llama_cpp, with_peft
+from .test_clients import distance as apart
 
 WILD = DATA / "wild"
 EXPECTED: dict[str, Any] = json.loads((WILD / "expected-peft.json").read_text())
@@ -94,3 +99,43 @@ def test_peft_computes_what_it_computed_with_the_original(
     ggcl_fast.convert(WILD / source, tmp_path / "lora", to="peft", heads=heads)
     found = with_peft(hugging_face, WILD / f"{name}-base.gguf", tmp_path / "lora", EXPECTED[name]["prompt_ids"])
     assert distance(found, EXPECTED[name]["logprobs_peft"]) < 1e-4
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(("rank", "type"), [(1, Type.F32), (3, Type.F16), (5, Type.F16), (8, Type.F32)])
+def test_grouped_heads_halves_and_odd_ranks(
+    rank: int, type: Type, hugging_face: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    """Against transformers with the deltas in its weights, added here."""
+    base, torch = tmp_path / "base.gguf", hugging_face[1]
+    GROUPED.write(base, tokenizer=True)
+    model = llama(hugging_face, base)
+    shapes = {name: values.shape for name, values in read_gguf(base).items() if name.startswith("blk.")}
+    loras = [
+        made(name.removesuffix(".weight"), shape[1], rank, shape[0], (type, Type.F32), seed=i)
+        for i, (name, shape) in enumerate(shapes.items())
+        if len(shape) == 2
+    ]
+    (tmp_path / "in.ggla").write_bytes(foreign_ggla(loras, r=rank, alpha=2 * rank))
+    with torch.no_grad():
+        for lora in loras:
+            module = model.get_submodule(MODULE_NAMES[lora.module].format(lora.layer))
+            module.weight += torch.from_numpy(lora.delta(2.0).astype(np.float32))
+    expected = first_token(hugging_face, model)
+    assert apart(first_token(hugging_face, llama(hugging_face, base)), expected) > 0.1
+    for to in ("adapter", "merged", "peft"):
+        ggcl_fast.convert(tmp_path / "in.ggla", tmp_path / to, to=to, base=base)
+    ggcl_fast.convert(tmp_path / "adapter", tmp_path / "again", to="merged", base=base)
+    assert apart(llama_cpp(base, tmp_path / "adapter", exact=True), expected) < 1e-3
+    assert apart(llama_cpp(tmp_path / "merged", exact=True), expected) < 1e-3
+    assert apart(llama_cpp(tmp_path / "again", exact=True), expected) < 1e-3
+    assert apart(with_peft(hugging_face, base, tmp_path / "peft"), expected) < 1e-4
+
+
+def test_a_folder_with_an_id_finds_its_base_by_itself(hugging_face: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    peft = hugging_face[0]
+    base, case = WILD / "peft-qkv-base.gguf", EXPECTED["peft-qkv"]
+    llama(hugging_face, base).save_pretrained(tmp_path / "base")
+    ggcl_fast.convert(WILD / "peft-qkv.ggla", tmp_path / "lora", to="peft", base_model_id=str(tmp_path / "base"))
+    model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora")
+    assert distance(first_token(hugging_face, model.eval(), case["prompt_ids"]), case["logprobs_peft"]) < 1e-4

@@ -1,0 +1,56 @@
+"""Files that end in zeros: told where nothing explains them, and not where a sound file has them."""
+
+from dataclasses import replace
+
+import pytest
+
+import ggcl_fast
+from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
+
+from ..adapters import foreign_ggla, made
+from ..hostile import places, with_values
+from ..reference import DATA, FIXTURES, LATER_FIXTURES
+
+TRAINED = (DATA / "trained.ggcl").read_bytes()
+LATER = (DATA / "finetune-v1.gguf").read_bytes()
+GGLA = (DATA / "trained.ggla").read_bytes()
+LORA = (DATA / "wild" / "peft-all-f16-adapter.gguf").read_bytes()
+
+
+CUTS = [(TRAINED, 600), (TRAINED, 50_000), (LATER, 600), (LATER, 50_000), (GGLA, 600), (LORA, 600), (LORA, 20_000)]
+
+
+@pytest.mark.parametrize(("data", "n"), CUTS)
+def test_an_unfinished_download_is_told_and_is_not_healthy(data: bytes, n: int) -> None:
+    """Of a ggla file only what does not reach to the head of a record, which would be an error."""
+    end = len(data.rstrip(b"\0")) - n
+    with ggcl_fast.open_checkpoint(data[:end] + bytes(len(data) - end)) as checkpoint:
+        assert checkpoint.zero_tail >= n
+        assert f"the last {checkpoint.zero_tail:,} bytes are zeros" in checkpoint.warnings[-1]
+        summary = ggcl_fast.summarise(checkpoint)
+    assert summary.verdict == "incomplete"
+    assert f"{checkpoint.zero_tail:,} bytes" in summary.reasons[0]
+
+
+@pytest.mark.parametrize("name", [*FIXTURES, *LATER_FIXTURES[:-1], "wild/peft-qkv.ggla", "wild/peft-qkv-adapter.gguf"])
+def test_real_files_end_in_something(name: str) -> None:
+    with ggcl_fast.open_checkpoint(DATA / name) as checkpoint:
+        assert checkpoint.zero_tail == 0
+
+
+def test_what_was_never_trained_ends_in_zeros() -> None:
+    early = TRAINED[:8] + bytes(4) + TRAINED[12:]  # no iteration yet: the moments are zero
+    early = early[:-5000] + bytes(5000)
+    pairs = [made(f"blk.{i}.attn_v", 64, 4, 64) for i in range(3)]
+    untrained = foreign_ggla([replace(pair, b=0 * pair.b) for pair in pairs], r=4, alpha=4)
+    for data in (early, untrained):
+        with ggcl_fast.open_checkpoint(data) as checkpoint:
+            assert checkpoint.zero_tail == 0
+            assert checkpoint.warnings == ()
+
+
+def test_zeros_in_the_middle_are_a_matter_of_values() -> None:
+    data = checkpoint_bytes(Shape(ranks=dict.fromkeys(RANKS, 8)))
+    record = places(data).records[5]
+    with ggcl_fast.open_checkpoint(with_values(5, [0.0] * (record.nbytes // 4), data)) as checkpoint:
+        assert checkpoint.zero_tail == 0
