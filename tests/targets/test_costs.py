@@ -17,7 +17,8 @@ from ggcl_fast.storage.system import n_cpus
 from ggcl_fast.targets.base_model import BaseModel
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes, write_checkpoint
 
-from ..models import Model
+from ..adapters import adapter_bytes, foreign_ggla, made
+from ..models import Model, Type
 
 MEMORY: Final = 8
 """Times the file, where it is made of very many small tensors."""
@@ -152,3 +153,18 @@ def test_large_tensors(route: str, tmp_path: Path) -> None:
 def test_wide_ranks(route: str, tmp_path: Path) -> None:
     """Work of rank x rank for each pair would be seconds."""
     hold(route, layers(tmp_path, 10, 100, rank=1024), tmp_path)
+
+
+@pytest.mark.parametrize("route", ["adapter", "adapter upon a base", "merged", "peft", "summary"])
+@pytest.mark.parametrize("kind", ["ggla", "lora"])
+def test_many_layers_of_what_others_wrote(kind: str, route: str, tmp_path: Path) -> None:
+    sizes = []
+    for n_layer in (100, 1000):
+        source, base = tmp_path / f"{n_layer}.{kind}", tmp_path / f"{n_layer}.gguf"
+        Model(n_layer=n_layer, n_head=1, n_head_kv=1, head_dim=2, n_ff=1, n_vocab=1).write(base)
+        modules = ("attn_v", "attn_output")
+        loras = [made(f"blk.{i}.{module}", 2, 1, 2, (Type.F16, Type.F32)) for i in range(n_layer) for module in modules]
+        source.write_bytes(foreign_ggla(loras) if kind == "ggla" else adapter_bytes(loras))
+        with_base = base if ROUTES[route][1] else None
+        sizes.append((source, with_base, MEMORY * (source.stat().st_size + (base.stat().st_size if with_base else 0))))
+    hold(route, sizes, tmp_path)
