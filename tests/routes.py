@@ -247,8 +247,9 @@ class Trained(NamedTuple):
     is_hf: bool = False
     """Whether rows of B for q and k are in Hugging Face's order."""
 
-    def pairs(self, heads: dict[str, int] | None = None) -> "Iterator[Pair]":
-        """Yield the pairs, in GGUF's order where `heads` are given."""
+    def pairs(self, base: "Contents | None" = None, *, reorder: bool = True) -> "Iterator[Pair]":
+        """Yield the pairs as they fit a base model: in GGUF's order, with rows of zeros for tokens that came later."""
+        heads = _n_heads(self, base) if reorder else {}
         for name in self.tensors:
             if not name.endswith(".lora_a"):
                 continue
@@ -257,9 +258,12 @@ class Trained(NamedTuple):
                 for dims, data in (self.tensors[name[:-1] + end] for end in "ab")
             )
             weight = name.removesuffix(".lora_a")
-            n_head = (heads or {}).get(weight.split(".")[-2], 0)
+            n_head = heads.get(weight.split(".")[-2], 0)
             if self.is_hf and n_head:
                 b = b[np.argsort(_halves(len(b), n_head))]
+            if base is not None and weight in ("token_embd.weight", "output.weight"):
+                n_tokens = base.tensors.get(weight, base.tensors["token_embd.weight"]).dims[1]
+                b = np.concatenate([b, np.zeros((max(0, n_tokens - len(b)), b.shape[1]), np.float32)])
             yield Pair(weight, a, b, self.alpha / a.shape[1] if self.alpha else self.scale)
 
 
@@ -483,7 +487,7 @@ def _trains_norms(pairs: list[Pair]) -> bool:
 
 def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:
     found, source = contents(outputs.pop("out")), trained(data)
-    pairs, type = list(source.pairs(_n_heads(source, base))), route.type
+    pairs, type = list(source.pairs(base)), route.type
     is_tied = base is not None and "output.weight" not in base.tensors
     left_out = ("token_embd.weight", "output.weight")[: 0 if route.token_embd else 2 if is_tied else 1]
     assert not (is_tied and route.token_embd and {"token_embd.weight", "output.weight"} & {p.weight for p in pairs})
@@ -529,7 +533,7 @@ def _can_quantize(type: Type) -> bool:
 def _hold_merged(data: bytes, base: Contents | None, route: Route, outputs: dict[str, bytes]) -> None:  # noqa: ARG001
     assert base is not None
     source = trained(data)
-    pairs = {pair.weight: pair for pair in source.pairs(_n_heads(source, base))}
+    pairs = {pair.weight: pair for pair in source.pairs(base)}
     _hold_model(base, contents(outputs.pop("out")), pairs, "every delta")
 
 
@@ -566,7 +570,7 @@ def _hold_peft(data: bytes, base: Contents | None, route: Route, outputs: dict[s
     assert outputs.pop("out/README.md").startswith(b"---\nlibrary_name: peft\n---\n")
     source, type = trained(data), route.type
     saved, adapted, heads = set(), set(), _n_heads(source, base)
-    for pair in source.pairs():
+    for pair in source.pairs(base, reorder=False):
         module, last = _module(pair.weight), pair.weight.split(".")[-2]
         prefix, leaf = f"base_model.model.{module}", module.rpartition(".")[2]
         if is_norm(pair.weight):
