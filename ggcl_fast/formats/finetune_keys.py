@@ -7,6 +7,7 @@ gguf's wherever it has them.
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 import gguf
@@ -17,7 +18,7 @@ from .schema import MODULES
 __all__ = [
     "ADAPTER", "ARCH", "ARCHITECTURE", "CONSTANT", "FILE_VERSION", "HEAD_COUNT_KV", "KIND", "KNOWN", "MODEL",
     "OPTIMIZER", "OPTIMIZER_FILE_VERSION", "OPTIMIZER_TYPE", "RANKS", "STATE", "TRAINED", "TRAINING",
-    "TRAINING_COUNTS", "TRAINING_TYPE", "Key",
+    "TRAINING_COUNTS", "TRAINING_TYPE", "Key", "is_architecture",
 ]  # fmt: skip
 
 _T = gguf.GGUFValueType
@@ -30,6 +31,14 @@ KIND: Final = _KEYS.General.TYPE
 """Key that tells an adapter from a model."""
 ADAPTER: Final = gguf.GGUFType.ADAPTER
 """Its value in adapters."""
+
+
+_ARCHITECTURE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+
+
+def is_architecture(value: object) -> bool:
+    """Tell whether a value can be the name of an architecture: it becomes a part of keys."""
+    return isinstance(value, str) and _ARCHITECTURE.fullmatch(value) is not None
 
 
 class Key(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from ..checkpoint import ALONE, Checkpoint, ModelParameters, Training, layer_of
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
-from ..formats.finetune_keys import ADAPTER, KIND
+from ..formats.finetune_keys import ADAPTER, ARCHITECTURE, KIND, is_architecture
 from ..formats.gguf_header import GGUFHeader
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.signatures import MADE_BY
@@ -45,7 +45,9 @@ def is_lora(header: GGUFHeader) -> bool:
 
 def read(source: Source, header: GGUFHeader) -> Checkpoint:
     """Read the adapter that `source` holds, whose header this is; raises as `readers.open_checkpoint` does."""
-    arch = _string(source, header, gguf.Keys.General.ARCHITECTURE)
+    arch = _string(source, header, ARCHITECTURE.name)
+    if not is_architecture(arch):
+        _refuse(source, header, ARCHITECTURE.name, "the name of an architecture", type=_STRING)
     if _string(source, header, gguf.Keys.Adapter.TYPE) != _ADAPTER:
         _refuse(source, header, gguf.Keys.Adapter.TYPE, f"'{_ADAPTER}'", type=_STRING)
     alpha = _alpha(source, header)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCHITECTURE, TRAINING_TYPE
+from ..formats.finetune_keys import ARCHITECTURE, TRAINING_TYPE, is_architecture
 from ..formats.gguf_header import GGUFHeader
 from ..formats.gguf_shards import open_model
 from ..formats.gguf_tensors import GGUFTensor
@@ -67,7 +67,7 @@ class BaseModel:
         try:
             self._rows = {name: row for row, name in enumerate(self.header.names)}
             arch = self.header.keys.get(ARCHITECTURE.name, "nothing")
-            if not isinstance(arch, str) or ARCHITECTURE.name not in self.header.keys:
+            if not isinstance(arch, str) or not is_architecture(arch) or ARCHITECTURE.name not in self.header.keys:
                 self._refuse(ARCHITECTURE.name, "the name of an architecture", arch)
             self.arch = arch
             """Architecture, as GGUF files name it."""

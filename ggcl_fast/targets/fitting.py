@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCH
+from ..formats.finetune_keys import ARCH, is_architecture
 from ..formats.schema import MODULES
 from .base_model import BaseModel
 from .deltas import OUTPUT, TOKEN_EMBD
@@ -73,6 +73,11 @@ def fit(
 
 def _architecture(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> str:
     """Return the architecture that somebody tells, all of them the same."""
+    if options.arch is not None and not is_architecture(options.arch):
+        raise CheckpointError(
+            source=checkpoint.source.name, field="--arch (arch=)", expected="the name of an architecture",
+            found=f"'{options.arch}'",
+        )  # fmt: skip
     told = {
         checkpoint.source.name: checkpoint.arch,
         "--arch (arch=)": options.arch,

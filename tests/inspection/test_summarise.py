@@ -50,13 +50,14 @@ def held_against_numpy(checkpoint: Checkpoint, summary: Summary) -> None:
         assert one.norm == pytest.approx(math.sqrt(expected.squares), rel=1e-9)
     pairs = [name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a")]
     assert [pair.weight for pair in summary.pairs] == pairs
-    for pair in summary.pairs:
+    scales = [abs(pair.scale) for pair in checkpoint.pairs]
+    for pair, scale in zip(summary.pairs, scales):
         a, b = (tensors[f"{pair.weight}.lora_{end}"].astype(np.float64) for end in "ab")
         assert (pair.n_in, pair.rank) == a.shape
         assert (pair.n_out, pair.rank) == b.shape
         with np.errstate(all="ignore"):
-            norm = checkpoint.scale * float(np.linalg.norm(b @ a.T))
-            factors = checkpoint.scale * float(np.linalg.norm(a) * np.linalg.norm(b))
+            norm = scale * float(np.linalg.norm(b @ a.T))
+            factors = scale * float(np.linalg.norm(a) * np.linalg.norm(b))
         # Squares are summed in float32, so that what cancels out of them costs digits.
         slack = 1e-6 * factors**2 if math.isfinite(factors) else 0
         square = norm**2 if math.isfinite(norm) else NAN

@@ -554,3 +554,13 @@ def test_another_width_is_refused_with_the_dims_that_the_file_has(to: str, tmp_p
         unrotated = replace(checkpoint, parameters=checkpoint.parameters._replace(n_rot=0))
         with pytest.raises(CheckpointError, match=r"expected \(128, 23\) as in .*base\.gguf, found \(64, 20\)"):
             ggcl_fast.convert(unrotated, tmp_path / "out", to=to, base=tmp_path / "base.gguf")
+
+
+@pytest.mark.parametrize("arch", ["ll\nma", "../xy", "l\u00e4ma", " lama", "x" * 65, ""])
+def test_an_architecture_is_a_plain_name(arch: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected the name of an architecture"):
+        ggcl_fast.convert(DATA / "trained.ggla", tmp_path / "out", to="adapter", arch=arch)
+    if len(arch.encode()) == len("llama"):
+        data = (DATA / "wild" / "peft-qkv-adapter.gguf").read_bytes()
+        with pytest.raises(CheckpointError, match=r"general\.architecture .*expected the name of an architecture"):
+            ggcl_fast.open_checkpoint(data.replace(b"llama", arch.encode(), 1))
