@@ -21,6 +21,7 @@ from .storage.files import OutputFile, OutputFolder
 from .storage.identity import Claims
 from .storage.outputs import Nowhere, Output, Outputs, Progress, Told, Writer
 from .storage.sources import Source
+from .storage.streams import OutputStream, is_stream
 from .storage.urls import StrPath, is_url, located, public_name
 from .targets import DEFAULT, OUTTYPES, names
 from .targets.options import ROWS, Options
@@ -67,6 +68,8 @@ class ConversionReport(NamedTuple):
 def target_exists(target: StrPath) -> bool:
     """Tell whether there is something at `target`, a path or a URL; what is there is whole."""
     name = located(target)
+    if is_stream(name):
+        return False
     if is_url(name):
         from .storage.stores import remote_exists
 
@@ -255,10 +258,13 @@ def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
         from .storage.uploads import OutputRemote
 
         return [OutputRemote(urls[0], force=options.force)]
+    if any(map(is_stream, places)) and (options.folder or (len(places) > 1 and options.base_out is None)):
+        what = "a folder" if options.folder else "two files: --base-out (base_out=) says where the other one goes"
+        raise OSError(errno.ESPIPE, f"A stream has no room for {what}", places[-1])
     how = {"force": options.force, "fsync": options.fsync, "parents": options.parents}
     if options.folder:
         return [OutputFolder(places[0], options.folder, **how)]
-    return [OutputFile(place, **how) for place in places]
+    return [OutputStream(place) if is_stream(place) else OutputFile(place, **how) for place in places]
 
 
 def _told(progress: Progress | None, total: int) -> Callable[[Writer], Writer]:

@@ -89,7 +89,7 @@ def _fifo(path: Path) -> None:
 
 INPUTS: dict[str, tuple[Callable[[Path], object], type[OSError], str]] = {
     "folder": (Path.mkdir, IsADirectoryError, "Is a directory"),
-    "fifo": (_fifo, OSError, "Not a regular file"),
+    "fifo that nobody writes to": (_fifo, OSError, "Nothing comes out"),
     "device": (lambda path: path.symlink_to("/dev/zero"), OSError, "Not a regular file"),
     "broken link": (lambda path: path.symlink_to("nowhere"), FileNotFoundError, "No such file"),
     "missing": (lambda _: None, FileNotFoundError, "No such file"),
@@ -146,7 +146,7 @@ OUTPUTS: dict[str, tuple[str, type[OSError], str]] = {
     "in a missing folder": ("missing/out.gguf", FileNotFoundError, "folder is not there"),
     "in a file": ("in.ggcl/out.gguf", NotADirectoryError, "Not a directory|folder is not there"),
     "a folder": (".", IsADirectoryError, "is a folder"),
-    "a fifo": ("fifo", FileExistsError, "not a regular file"),
+    "a fifo that nobody reads": ("fifo", OSError, "No such device"),
 }
 
 

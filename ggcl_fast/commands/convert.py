@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 
 from .. import __version__
 from ..errors import CheckpointError
+from ..storage.streams import STDIN, STDOUT, is_stream
 from ..storage.urls import StrPath, below, is_folder, is_url, located
 from ..targets import OUTTYPES, TARGETS
 from ..targets.names import target_name
@@ -99,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="what walks the file; auto (the default) takes what pays"
     )
-    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object a file: status, outputs, warnings, notes, error"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("-v", "--verbose", action="store_true", help="also tell on standard error what the file holds")
     parser.add_argument("--version", action="version", version=f"ggcl_fast {__version__}")
@@ -130,7 +133,10 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]
         sources = [args.input]
     if not sources or target is None:
         parser.error("IN and OUT are needed")
-    args.sources, args.target = sources, target
+    args.sources = [STDIN if source == "-" else source for source in sources]
+    args.target = STDOUT if target == "-" else target
+    if args.json and args.target == STDOUT:
+        parser.error("standard output has room for the file or for --json, not for both")
     of_targets = args.base, args.base_out, args.heads, args.arch, args.name, args.base_model_id, not args.token_embd
     if args.to is None and (any(of_targets) or args.outtype != OUTTYPES[0] or args.rows != ROWS[0]):
         parser.error("what is said of a base model, --outtype and --name need --to")
@@ -169,12 +175,15 @@ def _tasks(args: argparse.Namespace, options: Options) -> Task | int:
     """Return what is to be done, or the exit status where that is nothing."""
     sources, target = args.sources, args.target
     if not (args.dask or len(sources) > 1 or is_folder(sources[0])):
-        if is_folder(target) and not options.folder:
+        is_new = target.endswith("/") and not is_folder(target)
+        if (is_new or is_folder(target)) and not options.folder:
             target = below(target.rstrip("/") or "/", target_name(sources[0], options))
-        return Task.of_one(sources[0], target, options)
+        return Task.of_one(sources[0], target, dataclasses.replace(options, parents=options.parents or is_new))
     place = located(target)
-    if not is_url(place) and (len(sources) > 1 or os.path.exists(place)) and not os.path.isdir(place):
+    if not is_url(place) and os.path.exists(place) and not os.path.isdir(place):
         return fail(f"{shown(target)}: Not a folder")
+    if is_stream(place):
+        return fail(f"{shown(target)}: A stream has room for one file")
     if options.base_out is not None:
         return fail("--base-out is for one file; several have theirs beside their adapters")
     if args.dask:  # whose workers are in other folders

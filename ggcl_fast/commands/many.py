@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..batch.jobs import Job, JobResult, convert_one
 from ..storage.places import EXISTS
+from ..storage.streams import STDOUT
 from ..storage.system import n_cpus
 from ..storage.urls import is_url, located, public_name
 from ..targets.options import Options
@@ -223,14 +224,15 @@ class _Display:
 
     def _print(self, result: JobResult) -> None:
         args, report = self._args, result.report
+        out = sys.stderr if result.job.target == STDOUT else sys.stdout  # which the output itself has
         if result.error is not None:
             fail(error_line(result))
         elif report is not None and not args.quiet:
             warn(report)
-        if args.json and (result.status != "failed" or self._done):
-            print(json.dumps(as_json(result, alone=not self._done)), flush=True)
+        if args.json:
+            print(json.dumps(as_json(result)), flush=True)
         elif report is not None and not args.quiet:
-            print(line_of(report))
+            print(line_of(report), file=out)
         elif result.status == "skipped" and not self._done and not args.quiet:
             print(f"{shown(os.fspath(result.job.target))}: skipped, it exists")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..batch.jobs import JobResult
 from ..errors import CheckpointError, printable
@@ -43,12 +43,35 @@ def error_line(result: JobResult) -> str:
     return words if named else f"{shown(os.fspath(result.job.source))}: {words}"
 
 
-def as_json(result: JobResult, *, alone: bool) -> dict[str, Any]:
-    """Return what is known of a result; of one that is `alone`, the report only."""
-    if result.report is not None:
-        report = result.report._asdict()
-        return report if alone else {"status": result.status, **report}
-    row = {"status": result.status, "source": public_name(result.job.source), "target": public_name(result.job.target)}
-    if result.error is not None:
-        row |= {"error": words_of(result.error), "error_class": type(result.error).__name__}
-    return row
+_PLAIN: Final = (int, float, str, dict)
+_FACTS: Final = ("tensor", "index", "field", "offset", "expected", "found", "hint")
+
+
+def as_json(result: JobResult) -> dict[str, Any]:
+    """Return what is known of a result: the same keys for every one, null or empty where there is nothing to say."""
+    report = result.report
+    known = report._asdict() if report is not None else {}
+    return {
+        "status": "checked" if report is not None and report.dry_run else result.status,
+        "source": public_name(result.job.source),
+        "target": public_name(result.job.target),
+        "outputs": [report.target, *report.extra_outputs] if report is not None else [],
+        **{field: known.get(field) for field in _NUMBERS},
+        "warnings": list(known.get("warnings", ())),
+        "notes": list(known.get("notes", ())),
+        "error": _error(result.error) if result.error is not None else None,
+    }
+
+
+_NUMBERS: Final = ("to", "n_tensors", "source_bytes", "target_bytes", "optimizer", "n_ff", "seconds")
+
+
+def _error(error: Exception) -> dict[str, Any]:
+    """Return what an error says, and the facts that it has as attributes."""
+    facts = {name: value for name in _FACTS if (value := getattr(error, name, None)) is not None}
+    plain = {
+        name: value if isinstance(value, int | float | str | dict) else str(value) for name, value in facts.items()
+    }
+    name = getattr(error, "filename", None)
+    more = {"errno": error.errno, "path": public_name(name) if name else None} if isinstance(error, OSError) else {}
+    return {"type": type(error).__name__, "message": words_of(error), **plain, **more}

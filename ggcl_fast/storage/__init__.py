@@ -7,6 +7,7 @@ what the bytes mean.
 `urls`       what is a URL, what may be shown of it, what may be made of a name below a folder
 `identity`   which names are one file, and that no job takes the place of what another one has
 `sources`    bytes of a file or of memory
+`streams`    pipes and devices
 `opening`    a source by its name
 `joined`     several sources as one
 `stores`     object stores, through fsspec

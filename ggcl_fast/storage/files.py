@@ -8,7 +8,6 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final
 
 from . import system
 from .parts import FLAGS
@@ -17,8 +16,6 @@ from .system import is_linked
 from .urls import StrPath
 
 __all__ = ["OutputFile", "OutputFolder"]
-
-_MOST_BYTES: Final = 1 << 30  # of one call; some systems refuse 2 GiB
 
 
 class _FileWriter:
@@ -37,25 +34,8 @@ class _FileWriter:
 
     def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
-        total = sum(map(len, pieces))
-        self.nbytes += total
-        written = os.writev(self._fd, pieces) if total <= _MOST_BYTES else 0
-        if written < total:  # a short write, rare on disks
-            self._write_rest(pieces, written)
-
-    def _write_rest(self, pieces: Sequence[bytes | memoryview], written: int) -> None:
-        """Write what follows the first `written` bytes of `pieces`, one piece after the other."""
-        for piece in pieces:
-            if written >= len(piece):
-                written -= len(piece)
-                continue
-            rest = memoryview(piece)[written:]
-            written = 0
-            while rest:
-                n = os.write(self._fd, rest[:_MOST_BYTES])
-                if n == 0:
-                    raise OSError(errno.EIO, "Nothing could be written")
-                rest = rest[n:]
+        self.nbytes += sum(map(len, pieces))
+        system.write_all(self._fd, pieces)
 
     def finish(self, *, fsync: bool) -> None:
         """Give up what was reserved and not written; make all reach the disk if `fsync`."""

@@ -15,12 +15,15 @@ import functools
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 __all__ = [
     "exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "n_cpus", "rename_to_free_name", "reserve",
+    "write_all",
 ]  # fmt: skip
 
+_MOST_BYTES: Final = 1 << 30  # of one call; some systems refuse 2 GiB
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
@@ -69,6 +72,30 @@ def rename_to_free_name(old: str, new: str) -> bool:
 def reserve(fd: int, nbytes: int) -> bool:
     """Reserve `nbytes` of disk for the file `fd`, and make it as long; false where the file system cannot."""
     return _call("fallocate", fd, 0, 0, nbytes)
+
+
+def write_all(fd: int, pieces: Sequence[bytes | memoryview]) -> int:
+    """Write `pieces`, as many as one gather takes, in order and without copying them together; return their bytes."""
+    total = sum(map(len, pieces))
+    written = os.writev(fd, pieces) if total <= _MOST_BYTES else 0
+    if written < total:  # a short write, rare on disks
+        _write_rest(fd, pieces, written)
+    return total
+
+
+def _write_rest(fd: int, pieces: Sequence[bytes | memoryview], written: int) -> None:
+    """Write what follows the first `written` bytes of `pieces`, one piece after the other."""
+    for piece in pieces:
+        if written >= len(piece):
+            written -= len(piece)
+            continue
+        rest = memoryview(piece)[written:]
+        written = 0
+        while rest:
+            n = os.write(fd, rest[:_MOST_BYTES])
+            if n == 0:
+                raise OSError(errno.EIO, "Nothing could be written")
+            rest = rest[n:]
 
 
 def lock(fd: int) -> bool | None:

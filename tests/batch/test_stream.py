@@ -327,10 +327,11 @@ def test_a_folder_becomes_a_folder(n_jobs: str, tree: Path, tmp_path: Path, caps
 def test_several_files_go_into_a_folder(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     files = [str(tree / "a.ggcl"), str(tree / "checkpoint-10.bin"), str(tree / "notes.txt")]
+    out.write_bytes(b"precious")
     assert main([*files, str(out)]) == 1
     assert capsys.readouterr().err == f"ggcl-fast: error: {out}: Not a folder\n"
-    out.mkdir()
-    assert main([*files, str(out)]) == 1
+    out.unlink()
+    assert main([*files, str(out)]) == 1  # and makes it
     assert below(out) == ["a.gguf", "checkpoint-10.gguf"]
     assert "notes.txt: magic" in capsys.readouterr().err
     assert main(["-f", "-q", "--output", str(out), *files[:2]]) == 0
@@ -376,7 +377,7 @@ def test_json_lines_tell_everything(tree: Path, tmp_path: Path, capsys: pytest.C
     assert {name: row["status"] for name, row in rows.items()} == {
         "a.ggcl": "converted", "bad.bin": "failed", "checkpoint-10.bin": "converted",
     }  # fmt: skip
-    assert rows["bad.bin"]["error_class"] == "TruncatedError"
+    assert rows["bad.bin"]["error"]["type"] == "TruncatedError"
     assert rows["a.ggcl"]["target_bytes"] == (tmp_path / "out" / "a.gguf").stat().st_size
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_options_of_the_targets_reach_them(out: Path, capsys: pytest.CaptureFixt
     options = ["--to", "adapter", "--base", BASE, "--base-out", str(patched), "--outtype", "f16", "--no-token-embd"]
     assert main([*options, "--json", TRAINED, str(out)]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["to"], report["n_tensors"], report["extra_outputs"]) == ("adapter", 30, [str(patched)])
+    assert (report["to"], report["n_tensors"], report["outputs"]) == ("adapter", 30, [str(out), str(patched)])
     assert report["notes"][0] == "left out: the deltas of token_embd.weight"
     assert report["target_bytes"] == out.stat().st_size + patched.stat().st_size
     assert main(["--to", "merged", "--base", BASE, TRAINED, str(out), "--force"]) == 0
@@ -141,15 +142,30 @@ def test_verbose_tells_what_the_file_holds(out: Path, capsys: pytest.CaptureFixt
     assert "best_loss 5.6" in err
 
 
-def test_json_is_the_report(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--json", ADAM, str(out)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report.pop("seconds") > 0
-    assert report == {
-        "source": ADAM, "target": str(out), "n_tensors": 44, "source_bytes": 95308, "target_bytes": 96960,
-        "optimizer": "adam", "n_ff": 96, "dry_run": False, "warnings": [],
-            "to": "checkpoint", "notes": [], "extra_outputs": [],
+def test_json_tells_the_same_of_every_result(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: str, status: int = 0) -> dict[str, Any]:
+        assert main(["--json", *arguments, str(out)]) == status
+        (line,) = capsys.readouterr().out.splitlines()
+        row: dict[str, Any] = json.loads(line)
+        return row
+
+    rows = [told("-n", ADAM), told(ADAM), told(ADAM, status=1), told("--skip-existing", ADAM)]
+    assert [row["status"] for row in rows] == ["checked", "converted", "failed", "skipped"]
+    assert len({tuple(row) for row in rows}) == 1
+    assert rows[1].pop("seconds") > 0
+    assert rows[1] == {
+        "status": "converted", "source": ADAM, "target": str(out), "outputs": [str(out)], "to": "checkpoint",
+        "n_tensors": 44, "source_bytes": 95308, "target_bytes": 96960, "optimizer": "adam", "n_ff": 96,
+        "warnings": [], "notes": [], "error": None,
     }  # fmt: skip
+    assert rows[2]["error"]["type"] == "FileExistsError"
+    assert (rows[2]["error"]["path"], rows[2]["outputs"], rows[2]["n_tensors"]) == (str(out), [], None)
+    bad = out.with_name("bad.ggcl")
+    bad.write_bytes(Path(ADAM).read_bytes()[:1000])
+    error = told("-f", str(bad), status=1)["error"]
+    assert error["type"] == "TruncatedError"
+    assert error["message"].startswith(str(bad))
+    assert isinstance(error["offset"], int)
 
 
 def test_dry_run_writes_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
