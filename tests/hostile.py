@@ -141,9 +141,8 @@ def _bad(message: str, make: Callable[[], bytes], kind: type[CheckpointError] = 
 
 
 def _other(found: str, data: bytes, hint: str = "") -> Hostile:
-    message = (
-        f"magic at offset 0 (0x0): expected b'lcgg' or b'GGUF' or b'algg', found {found}{f' ({hint})' if hint else ''}"
-    )
+    name = found.partition(", ")[2] or (found if found == "an empty file" else f"something that begins with {found}")
+    message = f"this is neither a finetune checkpoint nor an adapter: it is {name}{f' ({hint})' if hint else ''}"
     return Hostile(lambda: data, NotACheckpointError, message)
 
 

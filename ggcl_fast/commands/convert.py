@@ -21,7 +21,7 @@ from ..targets import OUTTYPES, TARGETS
 from ..targets.names import target_name
 from ..targets.options import ROWS, Options
 from .many import Task, run_jobs
-from .terminal import ENGINES, Stopped, fail, leave, shown, signals_as_exceptions, words_of
+from .terminal import ENGINES, Stopped, fail, leave, shown, signals_as_exceptions, without_keywords, words_of
 
 __all__ = ["main", "run"]
 
@@ -143,7 +143,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]
     try:
         return args, Options(**{name: value for name, value in vars(args).items() if name in _OPTIONS})
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(without_keywords(str(error)))
 
 
 _OPTIONS: Final = {field.name for field in dataclasses.fields(Options)}
@@ -189,6 +189,10 @@ def _tasks(args: argparse.Namespace, options: Options) -> Task | int:
     if args.dask:  # whose workers are in other folders
         sources, target = list(map(_absolute, sources)), _absolute(target)
         options = dataclasses.replace(options, base=_absolute(options.base) if options.base else None)
+    if options.base is not None and not args.dask:
+        from ..targets.base_model import BaseModel
+
+        BaseModel(options.base).source.close()  # what is wrong with it is told once, before anything
     from ..batch.search import find_jobs
 
     search = find_jobs(sources, target, options, recursive=args.recursive)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from ..storage.urls import public_name
 
 __all__ = [
     "ENGINES", "LONG_WORK", "Signals", "Stopped", "advance", "fail", "leave", "shown", "signals_as_exceptions",
-    "words_of",
+    "without_keywords", "words_of",
 ]  # fmt: skip
 
 LONG_WORK: Final = 64 << 20
@@ -25,6 +26,7 @@ LONG_WORK: Final = 64 << 20
 ENGINES: Final = ("auto", "numba", "python")
 """`engine.ENGINES`, which would bring numpy along for --help."""
 
+_KEYWORD: Final = re.compile(r" \((?:base|base_out|token_embd|outtype|heads|rows|arch|force)=[^()]*\)")
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_PATH: Final = 4096
 _WAITING: Final = "stops when the files in work are done; once more, and they are undone"
@@ -35,13 +37,18 @@ def shown(name: str | bytes) -> str:
     return printable(public_name(os.fsdecode(name)), longest=_LONGEST_PATH)
 
 
+def without_keywords(text: str) -> str:
+    """Return a message without what it tells those who call the library."""
+    return _KEYWORD.sub("", text)
+
+
 def words_of(error: Exception) -> str:
     """Say in a line what failed, safe to print."""
     if isinstance(error, CheckpointError | ModuleNotFoundError):
-        return str(error)
+        return without_keywords(str(error))
     if isinstance(error, OSError):
         names = [shown(name) for name in (error.filename, error.filename2) if name]
-        return ": ".join([*names, printable(error.strerror or str(error), longest=1000)])
+        return ": ".join([*names, without_keywords(printable(error.strerror or str(error), longest=1000))])
     return printable(f"{type(error).__name__}: {error}", longest=1000)
 
 

@@ -169,9 +169,8 @@ def _fixed_header(cursor: Cursor) -> tuple[int, int, int]:
     data = bytes(read_at(source, 0, GGUF_HEADER.itemsize))
     if data[:4] != GGUF_MAGIC:
         found, hint = signatures.found(bytes(read_at(source, 0, signatures.LONGEST_SIGNATURE)))
-        raise NotACheckpointError(
-            source=source.name, field="magic", offset=0, expected=f"{GGUF_MAGIC!r}", found=found, hint=hint
-        )
+        problem = f"this is not a GGUF file: it is {found}"
+        raise NotACheckpointError(problem, source=source.name, found=found, hint=hint)
     if len(data) < GGUF_HEADER.itemsize:
         raise TruncatedError(
             source=source.name, field="header", offset=0, expected=f"{GGUF_HEADER.itemsize} bytes", found=len(data)

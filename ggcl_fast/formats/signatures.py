@@ -102,4 +102,4 @@ def found(start: bytes) -> tuple[str, str | None]:
     if not start:
         return "an empty file", None
     format = recognise(start)
-    return (f"{start[:4]!r}", None) if format is None else (f"{start[:4]!r}, {format.name}", format.hint)
+    return (f"something that begins with {start[:4]!r}", None) if format is None else (format.name, format.hint)

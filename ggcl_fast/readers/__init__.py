@@ -84,9 +84,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
     format = signatures.recognise(start)
     if format not in _READERS:
         found, hint = signatures.found(start)
-        raise NotACheckpointError(
-            source=source.name, field="magic", offset=0,
-            expected=" or ".join(f"{known.signature!r}" for known in _READERS), found=found, hint=hint,
-        )  # fmt: skip
+        problem = f"this is neither a finetune checkpoint nor an adapter: it is {found}"
+        raise NotACheckpointError(problem, source=source.name, found=found, hint=hint)
     reader = importlib.import_module(f"{__name__}.{_READERS[format]}")
     return with_tail_noted(reader.read(source, engine), source)

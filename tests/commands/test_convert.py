@@ -68,9 +68,9 @@ def test_the_old_scripts_options_work(argv: list[str], out: Path) -> None:
         (["IN", "OUT", "--to", "onnx"], "invalid choice"),
         (["IN", "OUT", "--outtype", "q4_0"], "invalid choice"),
         (["IN", "OUT", "--to", "merged"], "--to merged needs --base"),
-        (["IN", "OUT", "--to", "checkpoint", "--base", "B"], "--base (base=) means nothing with --to checkpoint"),
+        (["IN", "OUT", "--to", "checkpoint", "--base", "B"], "--base means nothing with --to checkpoint"),
         (["IN", "OUT", "--base", "B"], "need --to"),
-        (["IN", "OUT", "--to", "adapter", "--base-out", "B"], "--base-out (base_out=) needs --base"),
+        (["IN", "OUT", "--to", "adapter", "--base-out", "B"], "--base-out needs --base"),
         (["IN", "OUT", "--to", "peft", "--base", "B", "--base-out", "B"], "means nothing with --to peft"),
         (["IN", "OUT", "--to", "merged", "--base", "B", "--no-token-embd"], "means nothing with --to merged"),
         (["IN", "OUT", "--to", "peft", "--outtype", "bf16"], "expected f32 or f16, not bf16"),
@@ -188,7 +188,7 @@ def test_an_existing_output_needs_force(out: Path, capsys: pytest.CaptureFixture
     [
         ("missing.ggcl", "missing.ggcl: No such file or directory"),
         ("/dev/null", "/dev/null: Not a regular file"),
-        (str(DATA / "expected.json"), "magic"),
+        (str(DATA / "expected.json"), "this is neither"),
     ],
 )
 def test_a_failure_is_one_line_and_status_1(

@@ -150,7 +150,7 @@ def test_a_bad_file_is_reported_and_the_others_are_shown(capsys: pytest.CaptureF
     assert [line.split()[-1] for line in captured.out.splitlines()[1:3]] == [TRAINED, LBFGS]
     errors = captured.err.splitlines()
     assert len(errors) == 2
-    assert errors[0].startswith(f"ggcl-info: error: {bad}: magic at offset 0")
+    assert errors[0].startswith(f"ggcl-info: error: {bad}: this is neither a finetune checkpoint nor")
     assert errors[1] == "ggcl-info: error: missing.ggcl: No such file or directory"
 
 
