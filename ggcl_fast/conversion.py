@@ -30,7 +30,7 @@ from .targets.plan import Plan, planner
 if TYPE_CHECKING:
     from .targets.base_model import BaseModel
 
-__all__ = ["ConversionReport", "convert", "run", "target_exists"]
+__all__ = ["ConversionReport", "convert", "needs_copy", "run", "target_exists"]
 
 _LOCAL = "Where there are several outputs, they are files on a local disk"
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
@@ -75,6 +75,14 @@ def target_exists(target: StrPath) -> bool:
 
         return remote_exists(name)
     return os.path.exists(name)
+
+
+def needs_copy(source: StrPath, options: Options) -> bool:
+    """Tell whether an adapter made of `source` comes with a copy of its base model."""
+    from .targets.deltas import trains_norms
+
+    with open_checkpoint(source, engine=options.engine) as checkpoint:
+        return trains_norms(checkpoint)
 
 
 def convert(
@@ -203,7 +211,7 @@ def _base_model(path: StrPath) -> BaseModel:
 def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
-    norms = base is not None and options.to == "adapter" and _trains_norms(checkpoint)
+    norms = base is not None and base.is_changed_by(checkpoint)
     written = names.outputs(target, options, norms=norms)
     Claims().add(sources, names.taken(target, options, norms=norms))
     outputs = _outputs(written, options)
@@ -225,17 +233,11 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
         n_ff=checkpoint.parameters.n_ff,
         seconds=0.0,
         dry_run=options.dry_run,
-        warnings=checkpoint.warnings,
+        warnings=(*checkpoint.warnings, *plan.late()),
         to=options.to,
         notes=plan.notes,
         extra_outputs=tuple(public_name(name) for name in written if name != target),
     )
-
-
-def _trains_norms(checkpoint: Checkpoint) -> bool:
-    from .targets.deltas import trains_norms
-
-    return trains_norms(checkpoint)
 
 
 def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:

@@ -261,8 +261,9 @@ class Trained(NamedTuple):
             n_head = heads.get(weight.split(".")[-2], 0)
             if self.is_hf and n_head:
                 b = b[np.argsort(_halves(len(b), n_head))]
-            if base is not None and weight in ("token_embd.weight", "output.weight"):
-                n_tokens = base.tensors.get(weight, base.tensors["token_embd.weight"]).dims[1]
+            origin = base.tensors.get(weight, base.tensors.get("token_embd.weight")) if base is not None else None
+            if origin is not None and weight in ("token_embd.weight", "output.weight"):
+                n_tokens = origin.dims[1]
                 b = np.concatenate([b, np.zeros((max(0, n_tokens - len(b)), b.shape[1]), np.float32)])
             yield Pair(weight, a, b, self.alpha / a.shape[1] if self.alpha else self.scale)
 

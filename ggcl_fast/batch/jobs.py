@@ -38,13 +38,30 @@ class JobResult(NamedTuple):
     """Where it failed: mostly a `CheckpointError` or an `OSError`."""
 
 
+def _is_there(job: Job, options: Options) -> Literal["all", "some", "nothing"]:
+    """Tell how much of what a job writes is there."""
+    from ..conversion import needs_copy, target_exists
+    from ..targets import names
+
+    written = names.outputs(job.target, options)
+    there = list(map(target_exists, written))
+    if all(there):
+        return "all"
+    if there[-1] and len(written) > 1 and not needs_copy(job.source, options):
+        return "all"  # there never was a copy of the base model
+    return "some" if any(there) else "nothing"
+
+
 def convert_one(job: Job, options: Options, *, skip_existing: bool) -> JobResult:
     """Do one job."""
-    from ..conversion import run, target_exists
+    from ..conversion import run
 
     try:
-        if skip_existing and target_exists(job.target):
-            return JobResult(job, "skipped", None, None)
+        if skip_existing:
+            there = _is_there(job, options)
+            if there == "all":
+                return JobResult(job, "skipped", None, None)
+            options = options.replacing() if there == "some" else options  # what is left of it is done again
         return JobResult(job, "converted", run(job.source, job.target, options), None)
     except Exception as error:
         return JobResult(job, "failed", None, error.with_traceback(None))

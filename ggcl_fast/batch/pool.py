@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -62,7 +61,7 @@ class Work:
     def one(self, job: Job) -> JobResult:
         """Do one job."""
         if self.since is not None and _is_newer(job.target, self.since):  # no other job of the run writes it
-            return convert_one(job, dataclasses.replace(self.options, force=True), skip_existing=False)
+            return convert_one(job, self.options.replacing(), skip_existing=False)
         return convert_one(job, self.options, skip_existing=self.skip_existing)
 
 

@@ -112,7 +112,7 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
     if args.dask and not options.force:
         # A cluster does a task again whose result it lost: it must not stumble over its own output.
         jobs, answered = _sift(jobs, args)
-        options = dataclasses.replace(options, force=True)
+        options = options.replacing()
     yield from answered
     with _executor(args) as (executor, n_workers):
         n_workers = n_workers or max(1, min(args.jobs or n_cpus(), len(jobs)))

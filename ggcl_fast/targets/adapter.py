@@ -25,7 +25,7 @@ from ..storage.outputs import Writer
 from ..storage.urls import StrPath, public_name
 from .about import NORMS, of_adapter, of_model, refuse_twice
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
+from .deltas import OUTPUT, TOKEN_EMBD, Census, lora_a, lora_b, norm_size
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan
@@ -54,24 +54,25 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     if skipped := [pair.weight for pair in pairs if pair.weight in left_out]:
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
     kept = [pair for pair in pairs if not pair.is_norm and pair.weight not in left_out]
-    files = [adapter_file(checkpoint, kept, arch, about, TYPES[options.outtype])]
+    census = Census()
+    files = [adapter_file(checkpoint, kept, arch, about, TYPES[options.outtype], census)]
     if base is not None and (scaled := [pair.weight for pair in kept if base.scale_of(pair) != 1]):
         notes.append(
             f"llama.cpp aborts with an adapter for weights that have a scale beside them, such as {scaled[0]}; "
             "--to merged keeps everything"
         )
     if base is not None and len(outputs) > 1:
-        if not options.force:
+        if not options.adds_twice:
             refuse_twice(checkpoint, base, adds=NORMS)
         norms = (pair for pair in pairs if pair.is_norm)
-        files.insert(0, model_file(checkpoint, base, norms, of_copy, options.engine).file)
+        files.insert(0, model_file(checkpoint, base, norms, of_copy, options.engine, census).file)
         notes.append(f"the norm deltas are in {public_name(outputs[0])}: load the adapter upon that model")
     elif base is None and any(pair.is_norm for pair in pairs):
         notes.append(
             f"left out: {norm_size(checkpoint)}, which llama.cpp ignores in adapters; "
             "--base writes a copy of the base model that has them"
         )
-    return Plan(tuple(files), 2 * len(kept), tuple(notes))
+    return Plan(tuple(files), 2 * len(kept), tuple(notes), census.warnings)
 
 
 def _refuse_tied(checkpoint: Checkpoint, base: BaseModel) -> None:
@@ -96,6 +97,7 @@ def adapter_file(
     arch: str,
     about: Iterable[KeyValue],
     type: gguf.GGMLQuantizationType,
+    census: Census,
 ) -> File:
     """Return the file of a GGUF adapter for models of `arch`, with `pairs`, none of them a norm's, of a type of floats.
 
@@ -112,7 +114,7 @@ def adapter_file(
         writer.add_key_value(entry.name, entry.value, entry.type)
     infos = (info for pair in pairs for info in _infos(pair, type))
     start, nbytes = head(infos, 2 * len(pairs), packed_keys(writer), gguf.GGUF_VERSION, ALIGNMENT)
-    return File(functools.partial(_write, checkpoint, pairs, type, start), nbytes)
+    return File(functools.partial(_write, checkpoint, pairs, type, start, census), nbytes)
 
 
 def _infos(pair: Pair, type: gguf.GGMLQuantizationType) -> tuple[TensorInfo, TensorInfo]:
@@ -122,14 +124,14 @@ def _infos(pair: Pair, type: gguf.GGMLQuantizationType) -> tuple[TensorInfo, Ten
     return TensorInfo(f"{name}.lora_a", a, type), TensorInfo(f"{name}.lora_b", b, type)
 
 
-def _values(checkpoint: Checkpoint, pair: Pair) -> Iterator[Floats]:
+def _values(checkpoint: Checkpoint, pair: Pair, census: Census) -> Iterator[Floats]:
     """Yield the values of the two tensors that `pair` becomes."""
     if pair.weight == TOKEN_EMBD:
-        yield lora_b(checkpoint, pair)
-        yield lora_a(checkpoint, pair)
+        yield lora_b(checkpoint, pair, census)
+        yield lora_a(checkpoint, pair, census)
     else:
-        yield lora_a(checkpoint, pair).T
-        yield lora_b(checkpoint, pair)
+        yield lora_a(checkpoint, pair, census).T
+        yield lora_b(checkpoint, pair, census)
 
 
 def _write(
@@ -137,11 +139,12 @@ def _write(
     pairs: Sequence[Pair],
     type: gguf.GGMLQuantizationType,
     start: bytes,
+    census: Census,
     output: Writer,
 ) -> None:
     """Write an adapter that begins with `start`."""
     output.writev([start, padding(len(start))])
     for pair in pairs:
-        for info, values in zip(_infos(pair, type), _values(checkpoint, pair)):
+        for info, values in zip(_infos(pair, type), _values(checkpoint, pair, census)):
             data = as_bytes(quantized(values, type, source=checkpoint.source.name, tensor=info.name))
             output.writev([data, padding(len(data))])

@@ -24,7 +24,7 @@ from ..formats.numbers import Floats, quantized, with_delta
 from ..readers.engine import Engine, Start, can_compile, check_engine
 from ..storage.copying import in_order
 from .base_model import BaseModel
-from .deltas import lora_a, lora_b
+from .deltas import Census, lora_a, lora_b
 
 __all__ = ["Changed", "Rows", "add_deltas", "pick_kernel"]
 
@@ -124,7 +124,11 @@ _compiled: set[_Type] = set()
 
 
 def add_deltas(
-    checkpoint: Checkpoint, base: BaseModel, changed: Iterable[Changed], kernels: dict[_Type, sums.Kernel | None]
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    changed: Iterable[Changed],
+    kernels: dict[_Type, sums.Kernel | None],
+    census: Census,
 ) -> Iterator[Rows]:
     """Yield all rows of all tensors `changed`, in order, with their deltas added.
 
@@ -134,7 +138,7 @@ def add_deltas(
         A finite value would become something else, or a file changed while it was read.
     """
     rooms: deque[_Room] = deque()
-    stretches = _stretches(checkpoint, changed, kernels)
+    stretches = _stretches(checkpoint, changed, kernels, census)
     for stretch, (room, data) in in_order(functools.partial(_add, base, rooms), stretches):
         n_rows = len(stretch.b)
         last = stretch.first + n_rows == stretch.of.pair.n_out
@@ -143,11 +147,11 @@ def add_deltas(
 
 
 def _stretches(
-    checkpoint: Checkpoint, changed: Iterable[Changed], kernels: dict[_Type, sums.Kernel | None]
+    checkpoint: Checkpoint, changed: Iterable[Changed], kernels: dict[_Type, sums.Kernel | None], census: Census
 ) -> Iterator[_Stretch]:
     for one in changed:
         pair = one.pair
-        a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
+        a, b = lora_a(checkpoint, pair, census), lora_b(checkpoint, pair, census)
         at = np.ascontiguousarray(a.T)
         kernel = kernels.get(one.origin.type) if one.info.type == one.origin.type else None
         n_rows = max(1, _ROWS // (4 * pair.n_in))

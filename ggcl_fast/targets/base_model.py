@@ -20,7 +20,7 @@ from ..formats.gguf_tensors import GGUFTensor
 from ..formats.numbers import Floats, with_delta
 from ..storage.sources import Source, read_at
 from ..storage.urls import StrPath, located
-from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b
+from .deltas import OUTPUT, TOKEN_EMBD, Census, lora_a, lora_b, trains_norms
 
 __all__ = ["BaseModel", "Heads"]
 
@@ -150,6 +150,11 @@ class BaseModel:
         """Return where a tensor is; raises `KeyError` where there is none."""
         return self.header.tensor(self._rows[name])
 
+    @staticmethod
+    def is_changed_by(checkpoint: Checkpoint) -> bool:
+        """Tell whether an adapter needs a copy of the model: whether a norm was trained."""
+        return trains_norms(checkpoint)
+
     def n_tokens(self, pair: Pair) -> int:
         """Return the rows that the weight has that `pair` changes, 0 where there is none."""
         try:
@@ -245,11 +250,11 @@ class BaseModel:
             )  # fmt: skip
         return scale
 
-    def norm(self, checkpoint: Checkpoint, pair: Pair) -> Floats:
+    def norm(self, checkpoint: Checkpoint, pair: Pair, census: Census) -> Floats:
         """Return the norm weight with the delta of `pair` added, shape (n_embd,)."""
         tensor = self.tensor(pair)
         data = np.frombuffer(read_at(self.source, tensor.offset, tensor.nbytes), np.uint8)
         weight = gguf.quants.dequantize(data, tensor.type).reshape(1, -1)
-        a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
+        a, b = lora_a(checkpoint, pair, census), lora_b(checkpoint, pair, census)
         norm: Floats = with_delta(weight, b, a, source=self.source.name, tensor=pair.weight)[0].astype("<f4")
         return norm

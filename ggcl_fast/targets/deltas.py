@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint, Pair
 from ..formats.numbers import Floats, scaled
 from ..storage.sources import read_at
 
-__all__ = ["OUTPUT", "TOKEN_EMBD", "NormSize", "lora_a", "lora_b", "norm_size", "trains_norms"]
+__all__ = ["OUTPUT", "TOKEN_EMBD", "Census", "NormSize", "lora_a", "lora_b", "norm_size", "trains_norms"]
 
 TOKEN_EMBD: Final = "token_embd.weight"
 """The weight that is looked up instead of multiplied by, for which llama.cpp and PEFT have rules of their own."""
@@ -19,12 +19,34 @@ OUTPUT: Final = "output.weight"
 """The weight that a model with tied embeddings does not have: it uses `TOKEN_EMBD` in its place."""
 
 
-def lora_a(checkpoint: Checkpoint, pair: Pair) -> Floats:
+class Census:
+    """Values that are NaN or infinite, counted as they are read for an output."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, int] = {}
+
+    def look(self, name: str, values: Floats) -> None:
+        """Count those of a tensor.  A sum tells that there are none, several times as fast."""
+        with np.errstate(all="ignore"):
+            if not math.isfinite(np.add.reduce(values, axis=None)) and (n := int((~np.isfinite(values)).sum())):
+                self._found[name] = n
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say how many there were, and where."""
+        if not self._found:
+            return ()
+        names = [f"{name} ({n:,})" for name, n in self._found.items()]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        total = sum(self._found.values())
+        return (f"{total:,} values of the deltas are NaN or infinite: {', '.join(names[:_NAMED])}{more}",)
+
+
+def lora_a(checkpoint: Checkpoint, pair: Pair, census: Census | None = None) -> Floats:
     """Read A of `pair`, shape (n_in, rank)."""
-    return _read(checkpoint, pair.row_a)
+    return _read(checkpoint, pair.row_a, census)
 
 
-def lora_b(checkpoint: Checkpoint, pair: Pair) -> Floats:
+def lora_b(checkpoint: Checkpoint, pair: Pair, census: Census | None = None) -> Floats:
     """Read B of `pair`, shape (n_out, rank), with the scale in it.
 
     Raises
@@ -32,15 +54,21 @@ def lora_b(checkpoint: Checkpoint, pair: Pair) -> Floats:
     CheckpointError
         A value times the scale is too large.
     """
-    b = _read(checkpoint, pair.row_b)
+    b = _read(checkpoint, pair.row_b, census)
     return scaled(b, pair.scale, source=checkpoint.source.name, tensor=f"{pair.weight}.lora_b")
 
 
-def _read(checkpoint: Checkpoint, row: int) -> Floats:
+def _read(checkpoint: Checkpoint, row: int, census: Census | None) -> Floats:
     """Read a tensor with plain reads: a map of a file that shrinks would end the process."""
     place = checkpoint.table[row]
     data = read_at(checkpoint.source, int(place["offset"]), int(place["nbytes"]))
-    return np.frombuffer(data, "<f4").reshape(int(place["ne1"]), int(place["ne0"]))
+    values = np.frombuffer(data, "<f4").reshape(int(place["ne1"]), int(place["ne0"]))
+    if census is not None:
+        census.look(checkpoint.names[row], values)
+    return values
+
+
+_NAMED: Final = 3  # tensors that a warning names
 
 
 class NormSize(NamedTuple):

@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint
 from ..storage.urls import StrPath
 from .about import ALL, of_model, refuse_twice
 from .base_model import BaseModel
-from .deltas import OUTPUT
+from .deltas import OUTPUT, Census
 from .fitting import fit
 from .options import Options
 from .plan import Plan
@@ -35,13 +35,14 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         a weight.
     """
     assert base is not None  # `targets.TARGETS` says that it is needed
-    if not options.force:
+    if not options.adds_twice:
         refuse_twice(checkpoint, base, adds=ALL)
     fitted = fit(checkpoint, options, base)
     about = of_model(checkpoint, options, base, ALL)
     pairs = (pair._replace(scale=pair.scale / base.scale_of(pair)) for pair in fitted.checkpoint.pairs)
-    model = model_file(fitted.checkpoint, base, pairs, about, options.engine)
-    return Plan((model.file,), model.n_tensors, (*fitted.notes, *_notes(model.changed)))
+    census = Census()
+    model = model_file(fitted.checkpoint, base, pairs, about, options.engine, census)
+    return Plan((model.file,), model.n_tensors, (*fitted.notes, *_notes(model.changed)), census.warnings)
 
 
 def _notes(items: Sequence[Item]) -> Iterator[str]:

@@ -55,6 +55,8 @@ class Options:
     check_finite: bool = False
     engine: Literal["auto", "numba", "python"] = "auto"
     progress: Progress | None = None
+    twice: bool | None = None
+    """Whether deltas may be added to a model that has them already; None for where `force` is given."""
 
     def __post_init__(self) -> None:
         given = {
@@ -88,6 +90,15 @@ class Options:
         if self.outtype not in target.outtypes:
             choice = " or ".join(target.outtypes)
             raise ValueError(f"--outtype (outtype=) with --to {to}: expected {choice}, not {self.outtype}")
+
+    def replacing(self) -> Options:
+        """Return the same with leave to replace outputs, and no leave for anything else that `force` gives."""
+        return dataclasses.replace(self, force=True, twice=self.adds_twice)
+
+    @property
+    def adds_twice(self) -> bool:
+        """Whether deltas may be added to a model that has them already."""
+        return self.force if self.twice is None else self.twice
 
     def for_format(self, format: str) -> Options:
         """Return the same with `to` chosen, for a source of this format (`Checkpoint.format`)."""

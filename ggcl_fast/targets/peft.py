@@ -33,7 +33,7 @@ from ..storage.urls import StrPath
 from . import TARGETS
 from .about import NORMS, model_card, refuse_twice
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD, lora_a, lora_b, norm_size
+from .deltas import OUTPUT, TOKEN_EMBD, Census, lora_a, lora_b, norm_size
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan
@@ -81,7 +81,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         The checkpoint was trained on another model than the base, or the number of heads is not known or cannot be.
     """
     left_out = () if options.token_embd else (TOKEN_EMBD,)
-    if base is not None and not options.force:
+    if base is not None and not options.adds_twice:
         refuse_twice(checkpoint, base, adds=NORMS)
     checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out, reorder=False)
     if arch != ARCH:
@@ -111,9 +111,10 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     if with_alpha:
         notes.append("alpha_pattern holds for some modules, which llama.cpp's convert_lora_to_gguf.py ignores")
     n_heads = _n_heads(checkpoint, kept, options, base)
+    census = Census()
     parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
     start = head(part.stored for part in parts)
-    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, start)
+    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, start, census)
     config = json.dumps(_config(kept, with_alpha, options), indent=2).encode() + b"\n"
     card = model_card(checkpoint, options, base).encode()
     weights, about, card_name = TARGETS["peft"].folder
@@ -122,7 +123,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         File(lambda output: output.writev([config]), len(config), about),
         File(lambda output: output.writev([card]), len(card), card_name),
     )
-    return Plan(files, len(parts), tuple(notes))
+    return Plan(files, len(parts), tuple(notes), census.warnings)
 
 
 def _module(pair: Pair) -> str:
@@ -168,13 +169,15 @@ def _parts(pairs: Iterable[Pair], type: gguf.GGMLQuantizationType) -> Iterator[_
             yield _Part(StoredTensor(f"{module}.lora_B.weight", (pair.n_out, pair.rank), type), pair, True)
 
 
-def _values(checkpoint: Checkpoint, base: BaseModel | None, part: _Part, n_heads: Mapping[str, int]) -> Floats:
+def _values(
+    checkpoint: Checkpoint, base: BaseModel | None, part: _Part, n_heads: Mapping[str, int], census: Census
+) -> Floats:
     """Return the values of a tensor, as float32."""
     pair = part.pair
     if pair.is_norm:
         assert base is not None  # without it there are no norms
-        return base.norm(checkpoint, pair)
-    values = lora_b(checkpoint, pair) if part.is_b else lora_a(checkpoint, pair)
+        return base.norm(checkpoint, pair, census)
+    values = lora_b(checkpoint, pair, census) if part.is_b else lora_a(checkpoint, pair, census)
     if part.is_b and pair.weight in n_heads:
         return to_hf_rows(values, n_heads[pair.weight])
     return values.T if part.is_b == (pair.weight == TOKEN_EMBD) else values
@@ -186,12 +189,13 @@ def _write_tensors(
     parts: Sequence[_Part],
     n_heads: Mapping[str, int],
     start: bytes,
+    census: Census,
     output: Writer,
 ) -> None:
     """Write ``adapter_model.safetensors``, which begins with `start`."""
     output.writev([start])
     for part in parts:
-        values = _values(checkpoint, base, part, n_heads)
+        values = _values(checkpoint, base, part, n_heads, census)
         data = quantized(values, part.stored.type, source=checkpoint.source.name, tensor=part.pair.weight)
         output.writev([as_bytes(data)])
 

@@ -42,6 +42,8 @@ class Plan(NamedTuple):
     """Tensors in all files, copies of the base model's left out."""
     notes: tuple[str, ...] = ()
     """What the user should know: what was left out, or could not be kept as it was."""
+    late: Callable[[], tuple[str, ...]] = tuple
+    """Warnings of what is known only when all is written."""
 
 
 Planner = Callable[["Checkpoint", Options, "BaseModel | None", Sequence[StrPath]], Plan]

@@ -32,7 +32,7 @@ from ..storage.outputs import Writer
 from .about import edited_keys, file_type
 from .adding import Changed, add_deltas, pick_kernel
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD
+from .deltas import OUTPUT, TOKEN_EMBD, Census
 from .plan import File
 
 __all__ = ["Item", "Model", "model_file"]
@@ -62,7 +62,12 @@ class Model(NamedTuple):
 
 
 def model_file(
-    checkpoint: Checkpoint, base: BaseModel, pairs: Iterable[Pair], about: list[KeyValue], engine: Engine
+    checkpoint: Checkpoint,
+    base: BaseModel,
+    pairs: Iterable[Pair],
+    about: list[KeyValue],
+    engine: Engine,
+    census: Census,
 ) -> Model:
     """Return the file of `base` with the deltas of `pairs` added.
 
@@ -76,6 +81,8 @@ def model_file(
         What the new model says about itself.
     engine
         See `adding.pick_kernel`.
+    census
+        Takes note of values that are not finite.
 
     Raises
     ------
@@ -100,7 +107,7 @@ def model_file(
         if item.pair is not None:
             n_weights[item.origin.type] += math.prod(item.info.dims)
     kernels = {type: pick_kernel(type, engine, n) for type, n in n_weights.items()}
-    write = functools.partial(_write, checkpoint, base, items, beginning, kernels)
+    write = functools.partial(_write, checkpoint, base, items, beginning, kernels, census)
     return Model(File(write, nbytes), n_tensors, of_interest)
 
 
@@ -136,6 +143,7 @@ def _write(
     items: Callable[[], Iterator[Item]],
     beginning: bytes,
     kernels: dict[_Type, Kernel | None],
+    census: Census,
     output: Writer,
 ) -> None:
     """Write the model, whose file begins with `beginning`."""
@@ -145,7 +153,7 @@ def _write(
     for changed, some in itertools.groupby(items(), lambda item: item.pair is not None):
         if changed:
             tensors = (Changed(item.info, item.origin, item.pair) for item in some if item.pair is not None)
-            for rows in add_deltas(checkpoint, base, tensors, kernels):
+            for rows in add_deltas(checkpoint, base, tensors, kernels, census):
                 output.writev([rows.data])
                 if rows.last:
                     write_padding(output, rows.of.info.nbytes, alignment)

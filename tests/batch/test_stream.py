@@ -530,3 +530,32 @@ def test_a_folder_or_file_that_cannot_be_read_is_one_failure(
     assert below(tmp_path / "out") == ["a.gguf", "deep/b.gguf"]
     assert "2 converted, 2 failed" in captured.err
     assert f"{tree}/deep/deeper: Permission denied" in captured.err
+
+
+def test_what_is_missing_of_two_outputs_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what is whole is left, with a copy of the base or without one where no norm was trained."""
+    for name in ("trained.ggcl", "base.gguf", "wild/peft-qkv.ggla", "wild/peft-qkv-base.gguf"):
+        (tmp_path / Path(name).name).write_bytes((DATA / name).read_bytes())
+    trained = ["--to", "adapter", "--base", f"{tmp_path}/base.gguf", f"{tmp_path}/trained.ggcl", f"{tmp_path}/a.gguf"]
+    again = [*trained, "--skip-existing", "--json"]
+    assert main(trained) == 0
+    whole = {path: path.read_bytes() for path in (tmp_path / "a.gguf", tmp_path / "base-a.gguf")}
+
+    def status(arguments: list[str]) -> str:
+        capsys.readouterr()
+        assert main(arguments) == 0
+        return str(json.loads(capsys.readouterr().out)["status"])
+
+    assert status(again) == "skipped"
+    for path, data in whole.items():
+        path.unlink()
+        assert status(again) == "converted"
+        assert path.read_bytes() == data
+        assert status(again) == "skipped"
+    base = f"{tmp_path}/peft-qkv-base.gguf"
+    others = ["--to", "adapter", "--base", base, f"{tmp_path}/peft-qkv.ggla", f"{tmp_path}/b.gguf", "--skip-existing"]
+    assert status([*others, "--json"]) == "converted"
+    assert status([*others, "--json"]) == "skipped"
+    merged = ["--to", "merged", "--base", f"{tmp_path}/base-a.gguf", f"{tmp_path}/trained.ggcl", f"{tmp_path}/c.gguf"]
+    assert main(merged) == 1
+    assert "same training already" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ggcl_fast
@@ -16,6 +17,7 @@ from ggcl_fast.targets.plan import planner
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from ..gguf_parts import Collected
+from ..hostile import places, put
 from ..models import BASE, Model, Type
 from ..reference import DATA
 
@@ -88,3 +90,19 @@ def test_a_scale_that_overflows_names_the_tensor(tmp_path: Path) -> None:
         ):
             ggcl_fast.convert(checkpoint, tmp_path / to, to=to, base=BASE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("to", "base"), [("adapter", None), ("adapter", BASE), ("merged", BASE), ("peft", BASE)])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_values_that_are_not_finite_are_counted(to: str, base: Path | None, dry_run: bool, tmp_path: Path) -> None:
+    data = (DATA / "trained.ggcl").read_bytes()
+    for index, value in ((7, np.nan), (13, np.inf)):  # B of a norm of a layer, and B of v
+        record = places(data).records[index]
+        data = put(data, record.data, "<f", value)
+    (tmp_path / "in.ggcl").write_bytes(data)
+    report = ggcl_fast.convert(tmp_path / "in.ggcl", tmp_path / "out", to=to, base=base, dry_run=dry_run)
+    n = 2 if base is not None else 1  # norms are left out without it
+    assert report.warnings[-1].startswith(f"{n} values of the deltas are NaN or infinite: ")
+    assert "blk.0.attn_v.weight.lora_b (1)" in report.warnings[-1]
+    plain = ggcl_fast.convert(DATA / "trained.ggcl", tmp_path / "plain", to=to, base=base, dry_run=dry_run)
+    assert plain.warnings == ()
