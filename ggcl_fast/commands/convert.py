@@ -27,14 +27,17 @@ __all__ = ["main", "run"]
 
 _EXAMPLES: Final = """\
 examples:
-  python -m ggcl_fast checkpoint.ggcl checkpoint.gguf
-  python -m ggcl_fast --to adapter --base model.gguf checkpoint.ggcl adapter.gguf
-  python -m ggcl_fast --to merged --base model.gguf checkpoint.ggcl merged.gguf
-  python -m ggcl_fast --to peft --base model.gguf checkpoint.ggcl adapter-folder
-  python -m ggcl_fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
-  python -m ggcl_fast --json --force checkpoint.ggcl checkpoint.gguf
-  python -m ggcl_fast --recursive --skip-existing runs/ converted/
-  python -m ggcl_fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
+  ggcl-fast checkpoint.ggcl checkpoint.gguf
+  ggcl-fast --to adapter --base model.gguf checkpoint.ggcl adapter.gguf
+  ggcl-fast --to merged --base model.gguf checkpoint.ggcl merged.gguf
+  ggcl-fast --to peft --base model.gguf checkpoint.ggcl adapter-folder
+  ggcl-fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
+  ggcl-fast --json --force checkpoint.ggcl checkpoint.gguf
+  ggcl-fast --recursive --skip-existing runs/ converted/
+  ggcl-fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
+  curl -s URL | ggcl-fast - - > checkpoint.gguf
+
+exit status: 0, done; 1, something failed, one line for each says why; 2, wrong usage; 130 or 143, interrupted
 """
 
 

@@ -2,7 +2,7 @@
 
 One file is shown whole; several are shown a row each, so that a folder of checkpoints reads as a training curve.
 Exit statuses and errors are those of `convert`: 0, done; 1, a file could not be shown, one line says why, the others
-are shown all the same; 2, wrong usage; 130 or 143, interrupted.
+are shown all the same; 2, wrong usage; 3, a verdict of ``--fail-on``; 130 or 143, interrupted.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ __all__ = ["main", "run"]
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _ORDERS: Final = ("name", "loss", "iterations")  # `tables.SORTED`, which --help does not need
+_VERDICTS: Final = ("diverged", "untrained", "incomplete")  # of `summary.Verdict`, all but healthy
+_UNWANTED: Final = 3
 _EXAMPLES: Final = """\
 examples:
   ggcl-info checkpoint.ggcl
   ggcl-info --no-tensors --sort loss checkpoints/*.ggcl
   ggcl-info --json checkpoint.ggcl | jq .verdict
   ggcl-info --plot deltas.png checkpoint.ggcl
+  ggcl-info --fail-on diverged,untrained checkpoint.ggcl
+
+exit status: 0, done; 1, a file could not be shown; 2, wrong usage; 3, a verdict of --fail-on; 130 or 143, interrupted
 """
 
 
@@ -38,6 +43,13 @@ def _picture(path: str) -> str:
     if not path.lower().endswith(_PICTURES):  # before a forgotten argument costs a checkpoint its life
         raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(_PICTURES)}, not {path!r}")
     return path
+
+
+def _verdicts(text: str) -> tuple[str, ...]:
+    found = tuple(text.split(","))
+    if other := [one for one in found if one not in _VERDICTS]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(_VERDICTS)}, not {other[0]!r}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot", type=_picture, metavar="OUT", help="draw the deltas, or the training of several files, as a picture"
     )
+    parser.add_argument("-f", "--force", action="store_true", help="replace the picture where it exists")
+    parser.add_argument(
+        "--fail-on", type=_verdicts, default=(), metavar="VERDICT,...",
+        help=f"exit with {_UNWANTED} where a file is one of these: {', '.join(_VERDICTS)}",
+    )  # fmt: skip
     parser.add_argument(
         "--engine", choices=ENGINES, default="auto", help="what reads the values; auto (the default) takes what pays"
     )
@@ -90,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     from .tables import SORTED, json_lines, markdown, text
 
     if args.plot:
-        plot.check()  # before the files are read
+        plot.check(args.plot, force=args.force)  # before the files are read
     read = [_summary(path, args.engine) for path in args.files]
     summaries = [one for one in read if one is not None]
     if args.sort:
@@ -102,8 +119,11 @@ def _run(args: argparse.Namespace) -> int:
     for line in show(summaries, tensors=not args.no_tensors, alone=len(args.files) == 1):
         print(line)
     if args.plot and summaries:
-        plot.draw(summaries, args.plot)
-    return int(None in read)
+        plot.draw(summaries, args.plot, force=args.force)
+        print(f"ggcl-info: {shown(args.plot)}: drawn", file=sys.stderr)
+    if None in read:
+        return 1
+    return _UNWANTED if any(one.verdict in args.fail_on for one in summaries) else 0
 
 
 def _summary(path: str, engine: Any) -> Summary | None:

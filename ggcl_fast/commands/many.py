@@ -165,7 +165,7 @@ def _executor(args: Namespace) -> Iterator[tuple[Executor | None, int]]:
     try:
         from distributed import Client
     except ImportError:
-        raise OSError(0, "needs Dask: pip install 'ggcl_fast[dask]'", "--dask") from None
+        raise OSError(0, "needs Dask: pip install distributed", "--dask") from None
     import logging
 
     logging.disable()  # a lost scheduler is told in words of our own, and not in six tracebacks of three libraries

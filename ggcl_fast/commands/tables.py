@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -14,7 +15,7 @@ from .terminal import shown
 
 __all__ = ["SORTED", "json_lines", "markdown", "plain", "text"]
 
-_COLUMNS: Final = 100  # of a terminal, for what can be wrapped
+_COLUMNS: Final = 40, 100, 200  # of a terminal: at least, where there is none, and at most
 _FORMATS: Final = {
     "ggcl": "a finetune checkpoint (ggcl)",
     "gguf": "a finetune checkpoint in GGUF form",
@@ -66,11 +67,12 @@ def text(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> Iterato
     for one in summaries:
         yield f"{shown(one.source)}: {_FORMATS.get(one.format, one.format)}, {one.nbytes:,} bytes"
         facts = _facts(one)
+        columns = min(max(_COLUMNS[0], shutil.get_terminal_size((_COLUMNS[1], 24)).columns), _COLUMNS[2])
         width = max(len(subject) for subject, _ in facts)
         for subject, fact in facts:
             head = f"{subject:<{width}}  "
             yield from textwrap.wrap(
-                fact, _COLUMNS, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False
+                fact, columns, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False
             )
         if tensors:
             yield ""

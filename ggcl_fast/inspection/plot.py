@@ -5,6 +5,7 @@ Colours are those that colour-blind readers tell apart: cividis, and the palette
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import os
@@ -41,19 +42,15 @@ _HIGHEST: Final = 60.0  # inches
 _DPI: Final = 120
 
 
-def check() -> None:
-    """Raise `ModuleNotFoundError`, saying what to install, where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ModuleNotFoundError("pictures need matplotlib: pip install 'ggcl_fast[plot]'") from error
-    del matplotlib
+def check(path: StrPath, *, force: bool = False) -> None:
+    """Hold that a picture can be drawn and can be put at `path`; raises as `draw` does, before any work is done."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("pictures need matplotlib: pip install matplotlib")
+    OutputFile(path, force=force)
 
 
-def draw(summaries: Sequence[Summary], path: StrPath) -> None:
+def draw(summaries: Sequence[Summary], path: StrPath, *, force: bool = False) -> None:
     """Draw one checkpoint's deltas, or the course of several, into a picture at `path`.
-
-    An existing file is replaced in one step.
 
     Parameters
     ----------
@@ -61,6 +58,8 @@ def draw(summaries: Sequence[Summary], path: StrPath) -> None:
         At least one.
     path
         Its ending decides the format: png, svg or pdf.
+    force
+        Replace an existing file, in one step.
 
     Raises
     ------
@@ -69,7 +68,7 @@ def draw(summaries: Sequence[Summary], path: StrPath) -> None:
     OSError
         The picture cannot be written.
     """
-    check()
+    check(path, force=force)
     from matplotlib.figure import Figure  # no pyplot: nothing global, no screen
 
     format_ = os.path.splitext(os.fspath(path))[1].lstrip(".").lower()
@@ -82,7 +81,7 @@ def draw(summaries: Sequence[Summary], path: StrPath) -> None:
         else:
             _draw_course(figure, summaries)
         figure.savefig(picture, format=format_, dpi=_DPI)
-    target = OutputFile(path, force=True)
+    target = OutputFile(path, force=force)
     with Outputs([target]):
         target.writev([picture.getbuffer()])
 

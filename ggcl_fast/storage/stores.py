@@ -36,7 +36,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise OSError(errno.ENOPKG, "URLs need fsspec: pip install 'ggcl_fast[remote]'", public_name(url)) from None
+        raise OSError(errno.ENOPKG, "URLs need fsspec: pip install 'fsspec[http]'", public_name(url)) from None
     with as_os_errors(url):
         try:
             store, path = fsspec.core.url_to_fs(url)

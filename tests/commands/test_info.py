@@ -330,15 +330,19 @@ def test_a_picture_is_drawn(paths: list[str], tmp_path: Path, capsys: pytest.Cap
     pytest.importorskip("matplotlib")
     out = tmp_path / "out.png"
     out.write_bytes(b"an old one")
-    shown(capsys, "--plot", str(out), *paths)
+    assert main(["--plot", str(out), *paths]) == 1
+    assert capsys.readouterr() == ("", f"ggcl-info: error: {out}: The target exists; use --force to replace it\n")
+    assert out.read_bytes() == b"an old one"
+    assert main(["--force", "--plot", str(out), *paths]) == 0
+    assert capsys.readouterr().err == f"ggcl-info: {out}: drawn\n"
     assert min(png_size(out)) > 400
     assert os.listdir(tmp_path) == ["out.png"]
 
 
-def test_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_formats(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for ending, start in ((".svg", b"<?xml"), (".PDF", b"%PDF")):
-        shown(capsys, "--plot", str(tmp_path / f"out{ending}"), TRAINED)
+        assert main(["--plot", str(tmp_path / f"out{ending}"), TRAINED]) == 0
         assert (tmp_path / f"out{ending}").read_bytes().startswith(start)
 
 
@@ -346,7 +350,7 @@ def test_a_picture_that_cannot_be_written_is_a_failure(tmp_path: Path, capsys: p
     pytest.importorskip("matplotlib")
     assert main(["--plot", str(tmp_path / "no" / "out.png"), TRAINED]) == 1
     captured = capsys.readouterr()
-    assert captured.out
+    assert captured.out == ""  # nothing was read for it
     assert "no/out.png: The target's folder is not there" in captured.err
 
 
@@ -366,7 +370,32 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--plot", str(tmp_path / "out.png"), TRAINED]) == 1
     captured = capsys.readouterr()
-    assert captured.err == "ggcl-info: error: pictures need matplotlib: pip install 'ggcl_fast[plot]'\n"
+    assert captured.err == "ggcl-info: error: pictures need matplotlib: pip install matplotlib\n"
     assert captured.out == ""
-    with pytest.raises(ImportError, match=r"ggcl_fast\[plot\]"):
-        plot.check()
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        plot.check(tmp_path / "out.png")
+
+
+def test_a_script_can_ask_for_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path(TRAINED).read_bytes()
+    (tmp_path / "cut.ggcl").write_bytes(data[:-4000] + bytes(4000))
+    cut = str(tmp_path / "cut.ggcl")
+    assert main(["--fail-on", "diverged,incomplete,untrained", TRAINED]) == 0
+    assert main([TRAINED, cut]) == 0
+    assert main(["--fail-on", "diverged", TRAINED, cut]) == 0
+    assert main(["--fail-on", "incomplete,untrained", TRAINED, cut]) == 3
+    assert main(["--fail-on", "incomplete", cut, "missing.ggcl"]) == 1  # not even that is known of all
+    with pytest.raises(SystemExit):
+        main(["--fail-on", "healthy", TRAINED])
+    assert "expected some of diverged, untrained, incomplete, not 'healthy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [20, 40, 100, 200, 500])
+def test_facts_have_the_width_of_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = shown(capsys, "--no-tensors", str(DATA / "wild" / "peft-all-f16.ggla")).splitlines()[1:]
+    longest = max(map(len, lines))
+    assert longest <= min(max(columns, 40), 200)
+    assert longest > 30

@@ -83,7 +83,7 @@ def test_layers_far_apart_cost_no_memory(tmp_path: Path) -> None:
 )
 def test_all_kinds_of_checkpoints_are_drawn(one: Summary, tmp_path: Path) -> None:
     for ones in ([one], [one, summary()], [one, one]):
-        plot.draw(ones, tmp_path / "out.png")
+        plot.draw(ones, tmp_path / "out.png", force=True)
         data = (tmp_path / "out.png").read_bytes()
         assert data.startswith(b"\x89PNG")
         width, height = struct.unpack(">2I", data[16:24])

@@ -320,7 +320,7 @@ class _Plain:
 
 def test_what_fsspec_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
-    with pytest.raises(OSError, match=r"pip install 'ggcl_fast\[remote\]'"):
+    with pytest.raises(OSError, match=r"pip install 'fsspec\[http\]'"):
         SourceRemote("s3://bucket/x")
 
 
