@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import os
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -30,8 +30,10 @@ from .targets.plan import Plan, planner
 if TYPE_CHECKING:
     from .targets.base_model import BaseModel
 
-__all__ = ["ConversionReport", "convert", "needs_copy", "run", "target_exists"]
+__all__ = ["ConversionReport", "convert", "run"]
 
+_log = logging.getLogger(__name__)
+logging.getLogger(__package__).addHandler(logging.NullHandler())  # silent unless somebody asks
 _LOCAL = "Where there are several outputs, they are files on a local disk"
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
 
@@ -63,26 +65,6 @@ class ConversionReport(NamedTuple):
     """What was left out of the target, or could not be kept as it was."""
     extra_outputs: tuple[str, ...] = ()
     """Files written beside the target."""
-
-
-def target_exists(target: StrPath) -> bool:
-    """Tell whether there is something at `target`, a path or a URL; what is there is whole."""
-    name = located(target)
-    if is_stream(name):
-        return False
-    if is_url(name):
-        from .storage.stores import remote_exists
-
-        return remote_exists(name)
-    return os.path.exists(name)
-
-
-def needs_copy(source: StrPath, options: Options) -> bool:
-    """Tell whether an adapter made of `source` comes with a copy of its base model."""
-    from .targets.deltas import trains_norms
-
-    with open_checkpoint(source, engine=options.engine) as checkpoint:
-        return trains_norms(checkpoint)
 
 
 def convert(
@@ -199,7 +181,9 @@ def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> Conv
         options = options.for_format(checkpoint.format)
         base = stack.enter_context(_base_model(options.base)) if options.base is not None else None
         report = _convert(checkpoint, base, target, options)
-    return report._replace(seconds=time.perf_counter() - begin)
+    report = report._replace(seconds=time.perf_counter() - begin)
+    _log.info("%s: %s made of it, %d bytes, %.3f s", report.source, report.target, report.target_bytes, report.seconds)
+    return report
 
 
 def _base_model(path: StrPath) -> BaseModel:

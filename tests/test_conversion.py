@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -200,3 +201,16 @@ def test_source_and_target_must_differ(link: str, tmp_path: Path) -> None:
     with pytest.raises(shutil.SameFileError):
         ggcl_fast.convert(source, target, force=True)
     assert sha256(source) == EXPECTED["adam.ggcl"]["source_sha256"]
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_logs_are_silent_unless_asked_for(to: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And what gguf says of its writers is not ours to say."""
+    base = BASE if to != "checkpoint" else None
+    with caplog.at_level(logging.DEBUG):
+        ggcl_fast.convert(DATA / "trained.ggcl", tmp_path / "out", to=to, base=base)
+        gguf.GGUFWriter(None, "llama")  # somebody else's
+    (ours,) = (record for record in caplog.records if record.name.startswith("ggcl_fast"))
+    assert ours.levelno == logging.INFO
+    assert f"trained.ggcl: {tmp_path / 'out'} made of it" in ours.getMessage()
+    assert [record.name for record in caplog.records if record is not ours] == ["gguf.gguf_writer"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..storage.urls import StrPath, public_name
+from ..storage.streams import is_stream
+from ..storage.urls import StrPath, is_url, located, public_name
 
 if TYPE_CHECKING:
     from ..conversion import ConversionReport
@@ -40,16 +42,36 @@ class JobResult(NamedTuple):
 
 def _is_there(job: Job, options: Options) -> Literal["all", "some", "nothing"]:
     """Tell how much of what a job writes is there."""
-    from ..conversion import needs_copy, target_exists
     from ..targets import names
 
     written = names.outputs(job.target, options)
-    there = list(map(target_exists, written))
+    there = list(map(_exists, written))
     if all(there):
         return "all"
-    if there[-1] and len(written) > 1 and not needs_copy(job.source, options):
+    if there[-1] and len(written) > 1 and not _needs_copy(job, options):
         return "all"  # there never was a copy of the base model
     return "some" if any(there) else "nothing"
+
+
+def _exists(target: StrPath) -> bool:
+    """Tell whether there is something at `target`, a path or a URL; what is there is whole."""
+    name = located(target)
+    if is_stream(name):
+        return False
+    if is_url(name):
+        from ..storage.stores import remote_exists
+
+        return remote_exists(name)
+    return os.path.exists(name)
+
+
+def _needs_copy(job: Job, options: Options) -> bool:
+    """Tell whether an adapter comes with a copy of its base model."""
+    from ..readers import open_checkpoint
+    from ..targets.deltas import trains_norms
+
+    with open_checkpoint(job.source, engine=options.engine) as checkpoint:
+        return trains_norms(checkpoint)
 
 
 def convert_one(job: Job, options: Options, *, skip_existing: bool) -> JobResult:

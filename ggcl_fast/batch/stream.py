@@ -9,15 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ..storage.identity import Claims
 from ..storage.system import n_cpus
 from ..storage.urls import StrPath
 from ..targets import names
-from ..targets.options import Options
+from ..targets.options import Choices, Options
 from .jobs import Job, JobResult
 from .pool import Pool, Work, is_lost, process_pool
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CHUNK", "convert_many"]
 
@@ -39,7 +42,7 @@ def convert_many(
     chunk: int = CHUNK,
     skip_existing: bool = False,
     stop: threading.Event | None = None,
-    **options: Any,
+    **options: Unpack[Choices],
 ) -> Iterator[JobResult]:
     """Convert many checkpoints, and yield a result for each as it comes, in no particular order.
 

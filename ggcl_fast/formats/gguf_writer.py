@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -20,8 +22,8 @@ from ..storage.outputs import Writer
 from .layout import ALIGNMENT, GGUF_HEADER, GGUF_MAGIC, GGUF_TENSOR_INFO
 
 __all__ = [
-    "KeyTemplate", "KeyValue", "TensorInfo", "as_bytes", "beginning", "head", "packed", "packed_keys", "padding",
-    "tensor_infos", "write_padding",
+    "KeyTemplate", "KeyValue", "TensorInfo", "as_bytes", "beginning", "head", "new_writer", "packed", "packed_keys",
+    "padding", "tensor_infos", "write_padding",
 ]  # fmt: skip
 
 _ZEROS: Final = bytes(1 << 20)
@@ -125,6 +127,27 @@ def packed_keys(writer: gguf.GGUFWriter) -> tuple[int, bytes]:
     return len(writer.kv_data[0]), file.getvalue()[start:]
 
 
+class _Quiet(logging.Filter):
+    """Lets nothing through while a writer of ours is made: gguf logs the byte order of each."""
+
+    making = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return not getattr(self.making, "now", False)
+
+
+logging.getLogger("gguf.gguf_writer").addFilter(_Quiet())
+
+
+def new_writer(arch: str) -> gguf.GGUFWriter:
+    """Return gguf's writer without a file, to pack keys with; it says nothing of itself."""
+    _Quiet.making.now = True
+    try:
+        return gguf.GGUFWriter(None, arch)
+    finally:
+        _Quiet.making.now = False
+
+
 class KeyValue(NamedTuple):
     """A key that is to be written: a scalar or a string."""
 
@@ -135,7 +158,7 @@ class KeyValue(NamedTuple):
 
 def packed(entries: Iterable[KeyValue]) -> bytes:
     """Return the bytes of some keys as they stand in a file."""
-    writer = gguf.GGUFWriter(None, "")
+    writer = new_writer("")
     _, architecture = packed_keys(writer)  # which gguf's writer always begins with
     for entry in entries:
         writer.add_key_value(entry.name, entry.value, entry.type)

@@ -18,7 +18,7 @@ import gguf
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.gguf_writer import KeyValue, TensorInfo, as_bytes, head, packed_keys, padding
+from ..formats.gguf_writer import KeyValue, TensorInfo, as_bytes, head, new_writer, packed_keys, padding
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats, quantized
 from ..storage.outputs import Writer
@@ -105,7 +105,7 @@ def adapter_file(
 
     Writing it raises `CheckpointError` where a value is too large for `type`.
     """
-    writer = gguf.GGUFWriter(None, arch)
+    writer = new_writer(arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     ranks = {pair.rank for pair in pairs}

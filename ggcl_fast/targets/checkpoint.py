@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, Optimizer
 from ..errors import CheckpointError
 from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
-from ..formats.gguf_writer import KeyTemplate, beginning, padding, tensor_infos
+from ..formats.gguf_writer import KeyTemplate, beginning, new_writer, padding, tensor_infos
 from ..formats.layout import ALIGNMENT
 from ..storage.copying import copy_tensors
 from ..storage.outputs import Writer
@@ -91,7 +91,7 @@ def _values(checkpoint: Checkpoint, optimizer: Optimizer) -> list[Any]:
 @functools.cache
 def _template(optimizer: str) -> KeyTemplate:
     """Return the keys of every file with this optimizer, to be filled in."""
-    writer = gguf.GGUFWriter(None, finetune.ARCH)
+    writer = new_writer(finetune.ARCH)
     texts = {finetune.TRAINING_TYPE: finetune.TRAINED, finetune.OPTIMIZER_TYPE: optimizer}
     keys = _keys(optimizer)
     for key in keys:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 from ..storage.outputs import Progress
 from ..storage.urls import StrPath
 from . import DEFAULT, OUTTYPES, TARGETS
 
-__all__ = ["ROWS", "Options"]
+__all__ = ["ROWS", "Choices", "Options"]
 
 _FLAGS: Final = {
     "base": "--base (base=)",
@@ -23,6 +23,30 @@ _FLAGS: Final = {
 }
 ROWS: Final = ("auto", "gguf")
 """How rows of q and k are taken: as the file is known to have them, or as those of GGUF's models whatever they are."""
+
+
+class Choices(TypedDict, total=False):
+    """What `Options` can be made with, for those who pass it on as keywords; `conversion.convert` explains it."""
+
+    to: str | None
+    base: StrPath | None
+    base_out: StrPath | None
+    outtype: str
+    token_embd: bool
+    heads: tuple[int, int] | None
+    rows: str
+    arch: str | None
+    name: str | None
+    base_model_id: str | None
+    ff: int | None
+    force: bool
+    parents: bool
+    dry_run: bool
+    fsync: bool
+    check_finite: bool
+    engine: Literal["auto", "numba", "python"]
+    progress: Progress | None
+    twice: bool | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -160,7 +160,7 @@ def test_the_first_failure_can_be_raised(folder: Path, tmp_path: Path) -> None:
 
 def test_wrong_arguments_are_told_at_once(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="no_such_option"):
-        list(convert_many(jobs(folder, tmp_path), no_such_option=1))
+        list(convert_many(jobs(folder, tmp_path), no_such_option=1))  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="on_error"):
         list(convert_many(jobs(folder, tmp_path), on_error="ignore"))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

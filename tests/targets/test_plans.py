@@ -1,5 +1,6 @@
 """What is planned is what is written: sizes, and values that are not finite."""
 
+import dataclasses
 import math
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ import ggcl_fast
 from ggcl_fast.storage.files import OutputFile
 from ggcl_fast.targets import TARGETS, names
 from ggcl_fast.targets.base_model import BaseModel
-from ggcl_fast.targets.options import Options
+from ggcl_fast.targets.options import Choices, Options
 from ggcl_fast.targets.plan import planner
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
@@ -106,3 +107,7 @@ def test_values_that_are_not_finite_are_counted(to: str, base: Path | None, dry_
     assert "blk.0.attn_v.weight.lora_b (1)" in report.warnings[-1]
     plain = ggcl_fast.convert(DATA / "trained.ggcl", tmp_path / "plain", to=to, base=base, dry_run=dry_run)
     assert plain.warnings == ()
+
+
+def test_keywords_are_those_of_the_options() -> None:
+    assert list(Choices.__annotations__) == [field.name for field in dataclasses.fields(Options)]
