@@ -27,6 +27,7 @@ _WINDOW: Final = 1 << 16  # bytes of a request for a record that was not where i
 _HEAD: Final = 512  # bytes that the fixed part, dims and name of a sound record fit in
 _GAP: Final = 1 << 16  # bytes that are rather read along than skipped
 _LONGEST: Final = 1 << 20  # bytes of one prefetched range
+_LONGEST_WHOLE: Final = 1 << 30  # bytes that are read at once from a server without byte ranges
 _MOST: Final = 32 << 20  # bytes of all of them
 _FACTS: Final = (
     "size", "ETag", "LastModified", "Last-Modified", "Content-MD5", "Digest", "VersionId", "md5Hash", "generation",
@@ -60,8 +61,18 @@ class SourceRemote:
                 errno.ESPIPE, "The server does not tell its size, so that it cannot be read by ranges", self.name
             )
         self.size = self.file_size = int(self._info["size"])
-        self.far = self.size > SMALL
+        self.far = self.size > SMALL and self._has_ranges()
         self.memory: memoryview | None = None if self.far else memoryview(self._range(0, self.size))
+
+    def _has_ranges(self) -> bool:
+        """Tell whether pieces of the object can be had: a web server says so, or it has to be asked for all of it."""
+        protocols = self._store.protocol if isinstance(self._store.protocol, tuple) else (self._store.protocol,)
+        if "http" not in protocols or self._info.get("partial"):
+            return True
+        if self.size > _LONGEST_WHOLE:
+            problem = f"The server tells of no byte ranges, and {self.size:,} bytes are not read at once: download it"
+            raise OSError(errno.ESPIPE, problem, self.name)
+        return False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -71,6 +82,9 @@ class SourceRemote:
             raise closed(self.name)
         with as_os_errors(self._url):
             data: bytes = self._store.cat_file(self._path, start=start, end=stop) if stop > start else b""
+        if len(data) == self.size != stop - start:  # a server without byte ranges gives all of it, once
+            self.memory = memoryview(data)
+            return data[start:stop]
         self._check_length(start, stop, data)
         return data
 

@@ -60,6 +60,7 @@ def as_os_errors(url: str) -> Iterator[None]:
         words = str(error.strerror) if isinstance(error, OSError) and told else os.strerror(number)
         if not told:  # an errno of our choice says little: add what the library said
             cause = error.__cause__ or error
+            words = "URLs of this kind cannot do that" if isinstance(error, NotImplementedError) else words
             words = f"{words} ({type(cause).__name__}: {_without_secrets(str(cause), url)})"
         raise OSError(number, words, name) from None
 
@@ -78,6 +79,9 @@ def _status(error: BaseException) -> int | None:
 def _number(error: Exception, status: int | None) -> int:
     if status is not None:
         return _STATUSES.get(status, errno.EIO)
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, OSError) and cause.errno:
+        return cause.errno  # what could not be reached is not told to be missing
     for one, number in (
         (FileNotFoundError, errno.ENOENT), (PermissionError, errno.EACCES), (FileExistsError, errno.EEXIST),
         (TimeoutError, errno.ETIMEDOUT), (NotImplementedError, errno.ENOSYS),
@@ -116,4 +120,7 @@ def first_bytes(url: str, n: int) -> bytes:
     """Return the first `n` bytes of the object at `url`, fewer where it is shorter."""
     fs, path = filesystem(url)
     with as_os_errors(url):
+        if "http" in fs.protocol:  # a stream that is let go of: a server may have no byte ranges
+            with fs.open(path, "rb", block_size=0) as file:
+                return bytes(file.read(n))
         return bytes(fs.cat_file(path, start=0, end=n))
