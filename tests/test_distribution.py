@@ -15,7 +15,7 @@ import ggcl_fast
 from .reference import DATA
 
 ROOT = DATA.parents[1]
-pytest.importorskip("build")
+pytest.importorskip("build.__main__")  # and not a folder of this name
 
 
 @pytest.fixture(scope="module")

@@ -147,7 +147,7 @@ def _optimizer(one: Summary) -> str:
 
 _Row = Sequence[str]
 _ROWS_RIGHT: Final = range(1, 8)
-_TENSORS_RIGHT: Final = range(2, 8)
+_TENSORS_RIGHT: Final = range(2, 9)
 
 
 def _rows(summaries: Sequence[Summary]) -> list[_Row]:
@@ -186,7 +186,8 @@ def _remarks(summaries: Sequence[Summary]) -> Iterator[str]:
 def _tensor_rows(one: Summary) -> list[_Row]:
     """Return the table of tensors; a pair's delta stands beside its lora_b."""
     deltas = {f"{pair.weight}.lora_b": pair.norm if pair.trained else 0.0 for pair in one.pairs}
-    rows: list[_Row] = [("tensor", "shape", "min", "max", "zeros", "NaN", "inf", "|delta|")]
+    sizes = {f"{pair.weight}.lora_b": math.sqrt(pair.n_in * pair.n_out) for pair in one.pairs}
+    rows: list[_Row] = [("tensor", "shape", "min", "max", "zeros", "NaN", "inf", "|delta|", "RMS")]
     rows += [
         (
             printable(each.name),
@@ -197,10 +198,16 @@ def _tensor_rows(one: Summary) -> list[_Row]:
             f"{each.n_nan:,}" if each.n_nan else "",
             f"{each.n_inf:,}" if each.n_inf else "",
             _number(deltas[each.name]) if each.name in deltas else "",
+            _number(_divided(deltas[each.name], sizes[each.name])) if each.name in deltas else "",
         )
         for each in one.tensors
     ]
     return rows
+
+
+def _divided(norm: float | None, size: float) -> float | None:
+    """Return a norm by the size of its matrix: what a value of it has, as a root mean square."""
+    return norm / size if norm is not None else None
 
 
 def _aligned(rows: Sequence[_Row], *, right: Sequence[int]) -> Iterator[str]:

@@ -95,17 +95,28 @@ def _draw_deltas(figure: Any, one: Summary) -> None:
     height = min(max(4.2, 1.9 + 0.23 * len(layers)), _HIGHEST)
     figure.set_size_inches(12, height)
     by_place = {(pair.layer, pair.module): pair for pair in one.pairs}
-    weights = _grid(by_place, layers, _WEIGHTS, lambda pair: pair.norm)
-    norms = 100 * _grid(by_place, layers, _NORMS, lambda pair: pair.change)
+    found = dict.fromkeys(pair.module for pair in one.pairs if pair.layer is not None)
+    others = sorted(found.keys() - {*_WEIGHTS, *_NORMS})
+    weights = [*(module for module in _WEIGHTS if module in found), *others]
+    norms = [module for module in _NORMS if module in found or not found]
+    of_model = [module for module in _OF_MODEL if (None, module) in by_place]
+    maps: list[tuple[list[str], float, str, str, str]] = [
+        (weights or list(_WEIGHTS), 7.0, "weights", "norm of the delta", "{:.3g}"),
+        (norms, 2.3, "norms", "change of the norm, %", "{:.1f}"),
+    ]
+    maps = [one for one in maps if one[0]]  # an adapter that finetune did not write has no norms
     upper = min(0.99, 3.6 / height)  # bars stay as wide as in a short picture
-    places = figure.add_gridspec(2, 3, width_ratios=(7, 2.3, 3.2), height_ratios=(upper, 1 - upper))
-    left, middle, right = (figure.add_subplot(part) for part in (places[:, 0], places[:, 1], places[0, 2]))
-    _heat_map(figure, left, weights, layers, _WEIGHTS, "norm of the delta", "{:.3g}")
-    _heat_map(figure, middle, norms, layers, _NORMS, "change of the norm, %", "{:.1f}")
-    for axes, grid, what in ((left, weights, "weights"), (middle, norms, "norms")):
-        axes.set_title(f"{what} of the layers{'' if np.isfinite(grid).all() else ' (orange: NaN)'}", fontsize=10)
-    left.set_ylabel("layer")
-    _bars(right, [by_place.get((None, module)) for module in _OF_MODEL])
+    widths = [one[1] for one in maps] + [3.2] * bool(of_model)
+    places = figure.add_gridspec(2, len(widths), width_ratios=widths, height_ratios=(upper, 1 - upper))
+    panels = [figure.add_subplot(places[:, column]) for column in range(len(maps))]
+    if of_model:
+        _bars(figure.add_subplot(places[0, -1]), of_model, [by_place[None, module] for module in of_model])
+    for axes, (modules, _, what, label, form) in zip(panels, maps):
+        grid = _grid(by_place, layers, modules, lambda pair: pair.norm if pair.change is None else 100 * pair.change)
+        is_there = np.array([[(layer, module) in by_place for module in modules] for layer in layers])
+        _heat_map(figure, axes, grid, is_there, layers, modules, label, form)
+        axes.set_title(f"{what} of the layers{' (orange: NaN)' if np.isnan(grid[is_there]).any() else ''}", fontsize=10)
+    panels[0].set_ylabel("layer")
     title = f"{_name(one)}: {one.verdict}, {one.training.iterations:,} iterations"
     figure.suptitle(title if one.loss is None else f"{title}, loss {one.loss:.4g}", fontsize=12, parse_math=False)
 
@@ -123,15 +134,24 @@ def _grid(by_place: dict[Any, PairSummary], layers: Sequence[int], modules: Sequ
 
 
 def _heat_map(
-    figure: Any, axes: Any, grid: Any, layers: Sequence[int], modules: Sequence[str], label: str, form: str
+    figure: Any,
+    axes: Any,
+    grid: Any,
+    is_there: Any,
+    layers: Sequence[int],
+    modules: Sequence[str],
+    label: str,
+    form: str,
 ) -> None:
-    """Draw `grid` with layers downward, and its colours' scale at the right."""
+    """Draw `grid` with layers downward, and its colours' scale at the right; cells that are not there stay white."""
     import matplotlib
 
     colours = matplotlib.colormaps["cividis"].with_extremes(bad=_MISSING)
     high = float(np.nanmax(grid)) if np.isfinite(grid).any() else 1.0
     high = high or 1.0  # nothing trained: all cells at the scale's foot
     image = axes.imshow(grid, cmap=colours, vmin=0, vmax=high, aspect="auto", interpolation="nearest")
+    absent = np.where(is_there, np.nan, 1.0)
+    axes.imshow(absent, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(len(modules)), modules, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
     step = 1 if len(layers) <= _MOST_LABELLED else 5 * -(-len(layers) // 100)
     axes.set_yticks(range(0, len(layers), step), layers[::step])
@@ -147,6 +167,8 @@ def _heat_map(
     if len(layers) > _MOST_LABELLED:
         return
     for (row, column), value in np.ndenumerate(grid):
+        if not is_there[row, column]:
+            continue
         missing = not math.isfinite(value)
         dark = missing or value < 0.6 * high
         axes.text(
@@ -155,17 +177,17 @@ def _heat_map(
         )  # fmt: skip
 
 
-def _bars(axes: Any, pairs: Sequence[PairSummary | None]) -> None:
+def _bars(axes: Any, modules: Sequence[str], pairs: Sequence[PairSummary]) -> None:
     """Draw the deltas of the model's own weights."""
-    norms = [math.nan if pair is None or pair.norm is None else pair.norm for pair in pairs]
+    norms = [math.nan if pair.norm is None else pair.norm for pair in pairs]
     drawn = [norm if math.isfinite(norm) else 0.0 for norm in norms]
     axes.barh(range(len(norms)), drawn, color=_GROUPS[0][2], height=0.55)
     for row, (norm, pair) in enumerate(zip(norms, pairs)):
         words = "NaN" if math.isnan(norm) else f"{norm:.3g}"
-        if pair is not None and pair.change is not None and math.isfinite(pair.change):
+        if pair.change is not None and math.isfinite(pair.change):
             words += f"\n({100 * pair.change:.1f} %)"
         axes.annotate(words, (drawn[row], row), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(norms)), _OF_MODEL, fontsize=9)
+    axes.set_yticks(range(len(norms)), modules, fontsize=9)
     axes.set_ylim(len(norms) - 0.4, -0.6)
     axes.set_xlim(0, 1.35 * (max(drawn) or 1.0))
     axes.set_xlabel("norm of the delta", fontsize=9)
@@ -182,6 +204,12 @@ def _draw_course(figure: Any, summaries: Sequence[Summary]) -> None:
     """Draw losses and norms of the deltas over the iterations."""
     figure.set_size_inches(9, 7)
     ordered = sorted(summaries, key=lambda one: one.training.iterations)
+    trainings: dict[object, list[Summary]] = {}
+    for one in ordered:
+        trainings.setdefault((os.path.dirname(one.source), one.parameters, tuple(one.ranks.items())), []).append(one)
+    if len(trainings) > 1:
+        _draw_trainings(figure, list(trainings.values()))
+        return
     iterations = [one.training.iterations for one in ordered]
     upper, lower = figure.subplots(2, 1, sharex=True)
     last = [_or_nan(one.loss) for one in ordered]
@@ -206,6 +234,28 @@ def _draw_course(figure: Any, summaries: Sequence[Summary]) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{len(ordered)} checkpoints, {_name(ordered[0])} to {_name(ordered[-1])}", parse_math=False)
+
+
+def _draw_trainings(figure: Any, trainings: Sequence[Sequence[Summary]]) -> None:
+    """Draw a line for each training: checkpoints in one folder, of one shape."""
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for number, training in enumerate(trainings):
+        iterations = [one.training.iterations for one in training]
+        name = _name(training[0]) if len(training) == 1 else f"{_name(training[0])} to {_name(training[-1])}"
+        style = {"marker": "os^vDP*X"[number % 8], "markersize": 4, "label": name}
+        upper.plot(iterations, [_or_nan(one.loss) for one in training], **style)
+        lower.plot(iterations, [_or_nan(one.delta_norm) for one in training], **style)
+    upper.set_ylabel("last loss")
+    lower.set_ylabel("norm of all deltas")
+    lower.set_xlabel("iterations")
+    lower.set_ylim(bottom=0)
+    for axes in (upper, lower):
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{sum(map(len, trainings))} checkpoints of {len(trainings)} trainings", parse_math=False)
 
 
 def _or_nan(value: float | None) -> float:

@@ -80,9 +80,11 @@ def test_one_file_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_of_tensors_is_aligned_and_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     head, table = shown(capsys, TRAINED).split("\n\n")
     rows = table.splitlines()
-    assert rows[0].split() == ["tensor", "shape", "min", "max", "zeros", "NaN", "inf", "|delta|"]
+    assert rows[0].split() == ["tensor", "shape", "min", "max", "zeros", "NaN", "inf", "|delta|", "RMS"]
     assert len(rows) == 1 + 44
-    assert "blk.0.attn_q.weight.lora_b       64 x 4    -0.5701     0.428                     4.691" in rows
+    (row,) = (row for row in rows if row.startswith("blk.0.attn_q.weight.lora_b"))
+    assert row.split() == ["blk.0.attn_q.weight.lora_b", "64", "x", "4", "-0.5701", "0.428", "4.691", "0.0733"]
+    assert float(row.split()[-1]) == pytest.approx(4.691 / 64, rel=1e-3)
     assert len({row.index(" x ") for row in rows[1:7]}) == 3  # left-aligned: by the first number's digits
     assert {len(row) for row in rows if row.endswith(tuple("0123456789")) and "lora_b" in row} == {len(rows[0])}
     assert shown(capsys, TRAINED, "--no-tensors") == head + "\n"
@@ -101,7 +103,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, capsys: pytest.C
     assert "verdict     diverged: 2 of 44 tensors have values that are not finite: output_norm.weight.lora_b" in out
     (row,) = (line for line in out.splitlines() if line.startswith("blk.1.ffn_up.weight.lora_a"))
     assert row.split()[-2:] == ["1", "2"]
-    assert re.search(r"^output_norm\.weight\.lora_b +1 x 1 +- +- +1 +nan$", out, re.MULTILINE)
+    assert re.search(r"^output_norm\.weight\.lora_b +1 x 1 +- +- +1 +nan +nan$", out, re.MULTILINE)
 
 
 def test_an_adapter_without_an_optimizer_is_shown() -> None:
