@@ -17,6 +17,7 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .readers import open_checkpoint
 from .readers.engine import Engine
+from .storage import outputs
 from .storage.files import OutputFile, OutputFolder
 from .storage.identity import Claims
 from .storage.outputs import Nowhere, Output, Outputs, Progress, Told, Writer
@@ -145,7 +146,8 @@ def convert(
     engine
         What runs the pass over the records: see `engine.pick_engine`.  An open `Checkpoint` has had its pass.
     progress
-        Called now and then with the number of bytes written since its last call, and of all that will be.
+        Called now and then with the number of bytes written since its last call.  If it has a method ``begin``, that is
+        called once before, with the number of all that will be.
 
     Raises
     ------
@@ -255,7 +257,10 @@ def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
 
 def _told(progress: Progress | None, total: int) -> Callable[[Writer], Writer]:
     """Return what makes a writer tell `progress` how much of `total` bytes it has taken."""
-    return (lambda writer: writer) if progress is None else functools.partial(Told, progress, total)
+    if progress is None:
+        return lambda writer: writer
+    outputs.begin(progress, total)
+    return functools.partial(Told, progress)
 
 
 def _count(plan: Plan, told: Callable[[Writer], Writer]) -> int:

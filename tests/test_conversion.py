@@ -171,21 +171,27 @@ def test_a_dry_run_writes_nothing_and_tells_the_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [{}, {"outtype": "f16"}, {"base": BASE}], ids=["plain", "f16", "base"])
 @pytest.mark.parametrize("to", TARGETS)
 def test_progress_adds_up_to_its_total(to: str, how: dict[str, Any], dry_run: bool, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    class Told(list[int]):
+        total = 0
+
+        def begin(self, total: int) -> None:
+            assert not self
+            self.total = total
+
+        def __call__(self, nbytes: int) -> None:
+            self.append(nbytes)
+
+    told, plain = Told(), list[int]()
+    options: dict[str, Any] = {"to": to, "dry_run": dry_run, **how}
     try:
-        report = ggcl_fast.convert(
-            DATA / "trained.ggcl",
-            tmp_path / "out",
-            to=to,
-            dry_run=dry_run,
-            progress=lambda *one: told.append(one),
-            **how,
-        )
+        report = ggcl_fast.convert(DATA / "trained.ggcl", tmp_path / "out", progress=told, **options)
     except ValueError:  # not an option of this target
         assert not told
         return
-    assert {total for _, total in told} == {report.target_bytes}
-    assert sum(nbytes for nbytes, _ in told) == report.target_bytes
+    assert told.total == sum(told) == report.target_bytes
+    (tmp_path / "more").mkdir()
+    ggcl_fast.convert(DATA / "trained.ggcl", tmp_path / "more" / "out", progress=plain.append, **options)
+    assert plain == told
 
 
 @pytest.mark.parametrize("link", ["same", "hard", "symbolic"])

@@ -409,7 +409,7 @@ def test_a_source_that_changes_is_an_error(
 ) -> None:
     done = 0
 
-    def progress(nbytes: int, _: int) -> None:
+    def progress(nbytes: int) -> None:
         nonlocal done
         if not done:
             change(middle)

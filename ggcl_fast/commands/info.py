@@ -8,7 +8,6 @@ are shown all the same; 2, wrong usage; 3, a verdict of ``--fail-on``; 130 or 14
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .. import __version__
 from ..errors import CheckpointError
-from .terminal import ENGINES, LONG_WORK, Stopped, advance, fail, leave, shown, signals_as_exceptions, words_of
+from .terminal import ENGINES, LONG_WORK, Advance, Stopped, fail, leave, shown, signals_as_exceptions, words_of
 
 if TYPE_CHECKING:
     from ..inspection.summary import Summary
@@ -145,7 +144,7 @@ def _read(path: str, engine: Any) -> Summary:
         from tqdm import tqdm
 
         with tqdm(total=checkpoint.source.size, unit="B", unit_scale=True, unit_divisor=1024, leave=False) as bar:
-            return summarise(checkpoint, engine=engine, progress=functools.partial(advance, bar))
+            return summarise(checkpoint, engine=engine, progress=Advance(bar))
 
 
 if __name__ == "__main__":

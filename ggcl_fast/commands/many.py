@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import gc
 import itertools
 import json
@@ -25,7 +24,7 @@ from ..storage.system import n_cpus
 from ..storage.urls import is_url, located, public_name
 from ..targets.options import Options
 from .reports import as_json, error_line, line_of, warn
-from .terminal import LONG_WORK, Stopped, advance, fail, shown, words_of
+from .terminal import LONG_WORK, Advance, Stopped, fail, shown, words_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -208,7 +207,7 @@ class _Display:
         self._sizes = dict(zip(task.jobs, task.sizes))
         self._done = f"/{len(task.jobs)} files" if not task.alone else ""
         self._n_done = 0
-        self.progress = functools.partial(advance, bar) if bar is not None and task.alone else None
+        self.progress = Advance(bar) if bar is not None and task.alone else None
 
     def show(self, result: JobResult) -> None:
         """Show one result."""

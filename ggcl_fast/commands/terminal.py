@@ -17,8 +17,17 @@ from ..errors import CheckpointError, printable
 from ..storage.urls import public_name
 
 __all__ = [
-    "ENGINES", "LONG_WORK", "Signals", "Stopped", "advance", "fail", "leave", "shown", "signals_as_exceptions",
-    "without_keywords", "words_of",
+    "ENGINES",
+    "LONG_WORK",
+    "Advance",
+    "Signals",
+    "Stopped",
+    "fail",
+    "leave",
+    "shown",
+    "signals_as_exceptions",
+    "without_keywords",
+    "words_of",
 ]  # fmt: skip
 
 LONG_WORK: Final = 64 << 20
@@ -58,10 +67,19 @@ def fail(message: str, status: int = 1, *, command: str = "ggcl-fast") -> int:
     return status
 
 
-def advance(bar: Any, nbytes: int, total: int) -> None:
-    """Let a bar of tqdm's tell of `nbytes` more; with its first argument given it is an `outputs.Progress`."""
-    bar.total = total
-    bar.update(nbytes)
+class Advance:
+    """Lets a bar of tqdm's tell how far something is: an `outputs.Progress`."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def begin(self, total: int) -> None:
+        """Take the bytes that there are to do."""
+        self._bar.total = total
+
+    def __call__(self, nbytes: int) -> None:
+        """Tell of bytes that are done."""
+        self._bar.update(nbytes)
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

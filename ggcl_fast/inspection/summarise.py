@@ -29,7 +29,7 @@ def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Prog
     engine
         What goes through the values: see `survey.pick_engine`.
     progress
-        Called now and then with the number of bytes read since its last call, and of all that will be.
+        Called now and then with the number of bytes read since its last call; see `conversion.convert`.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..readers.engine import Engine
 from ..storage.copying import BLOCK, read_ahead
-from ..storage.outputs import Progress
+from ..storage.outputs import Progress, begin
 from ..storage.sources import Source
 from .small import PAIR, Batch, squared_norms, survey_batch, units
 from .survey import LARGEST_BLOCK, Doubles, Floats, Kernels, Values, pick_engine
@@ -72,6 +72,8 @@ def read_values(
     """
     n_bytes = int(checkpoint.table["nbytes"].sum())
     kernels = pick_engine(engine, n_bytes)
+    if progress is not None:
+        begin(progress, n_bytes)
     values = [Values()] * len(checkpoint.names)
     squared: list[float | None] = [None] * len(pairs)
     numbers = np.array([pair[3:8] for pair in pairs], PAIR)  # in the order of its fields
@@ -98,7 +100,7 @@ def read_values(
                         squared[index] = delta.squared()
                         delta = _Delta(kernels)
             if progress is not None:
-                progress(floats.nbytes if isinstance(piece, _Piece) else wide.size * 4, n_bytes)
+                progress(floats.nbytes if isinstance(piece, _Piece) else wide.size * 4)
     return values, squared
 
 

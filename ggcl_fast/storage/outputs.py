@@ -7,14 +7,22 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Protocol
 
-__all__ = ["LONGEST_GATHER", "FileWriter", "Nowhere", "Output", "Outputs", "Progress", "Told", "Writer"]
+__all__ = ["LONGEST_GATHER", "FileWriter", "Nowhere", "Output", "Outputs", "Progress", "Told", "Writer", "begin"]
 
 LONGEST_GATHER: Final = 1024
 """Pieces that one os.writev takes on Linux and macOS."""
 
 
-Progress = Callable[[int, int], object]
-"""Called now and then with the bytes done since the last call, and with those that there are to do in all."""
+Progress = Callable[[int], object]
+"""Called now and then with the bytes done since the last call.  If it has a method ``begin``, that is called once
+before, with the bytes that there are to do in all."""
+
+
+def begin(progress: Progress, total: int) -> None:
+    """Tell `progress` how many bytes there are to do, if it wants to know."""
+    tell = getattr(progress, "begin", None)
+    if tell is not None:
+        tell(total)
 
 
 class Writer(Protocol):
@@ -38,13 +46,13 @@ class Nowhere:
 class Told:
     """An output of which somebody is told how far it is."""
 
-    def __init__(self, progress: Progress, total: int, writer: Writer) -> None:
-        self._progress, self._total, self._writer = progress, total, writer
+    def __init__(self, progress: Progress, writer: Writer) -> None:
+        self._progress, self._writer = progress, writer
 
     def writev(self, pieces: Sequence[bytes | memoryview], /) -> None:
         """Append `pieces`, then tell."""
         self._writer.writev(pieces)
-        self._progress(sum(map(len, pieces)), self._total)
+        self._progress(sum(map(len, pieces)))
 
 
 class FileWriter(Writer, Protocol):

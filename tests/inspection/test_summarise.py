@@ -145,7 +145,7 @@ def test_memory_is_bounded_and_the_file_not_mapped(large: Path, engine: Engine) 
     survey.compiled()
     seen = 0
 
-    def progress(nbytes: int, _: int) -> None:
+    def progress(nbytes: int) -> None:
         nonlocal seen
         seen += nbytes
 

@@ -122,7 +122,7 @@ def test_a_failed_upload_leaves_no_object(
     monkeypatch.setattr("ggcl_fast.storage.uploads._PART", 5 << 20)
     n_moved = 0
 
-    def progress(nbytes: int, _: int) -> None:
+    def progress(nbytes: int) -> None:
         nonlocal n_moved
         n_moved += nbytes
         if n_moved > 7 << 20:

@@ -100,8 +100,9 @@ def test_an_unscaled_adapter_is_exact_to_the_bit(tmp_path: Path) -> None:
     with ggcl_fast.open_checkpoint(TRAINED) as checkpoint:
         a = checkpoint.tensors["blk.1.ffn_down.weight.lora_a"]
         assert tensors["blk.1.ffn_down.weight.lora_a"].tobytes() == a.T.tobytes()
-        for name, flipped in (("token_embd.weight.lora_a", "token_embd.weight.lora_b"),) * 2:
-            assert tensors[name].tobytes() == checkpoint.tensors[flipped].tobytes()
+        for end, flipped in ("ab", "ba"):
+            expected = checkpoint.tensors[f"token_embd.weight.lora_{flipped}"]
+            assert tensors[f"token_embd.weight.lora_{end}"].tobytes() == expected.tobytes()
 
 
 def test_what_is_left_out_is_said_with_its_size(tmp_path: Path) -> None:
