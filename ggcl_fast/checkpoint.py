@@ -246,6 +246,7 @@ class Checkpoint:
         rows = dict(zip(self.names, range(len(self.names))))
         ranks, lengths = self.table["ne0"].tolist(), self.table["ne1"].tolist()
         pairs, n_ends = [], 0
+        layers: dict[str, int | None] = {}  # of the modules of a layer the name is split once
         for name, row in rows.items():
             if not name.endswith(_ENDS):
                 continue
@@ -262,9 +263,10 @@ class Checkpoint:
                     "the two of a pair have different ranks", tensor=weight, field="dims",
                     expected=rank, found=ranks[other],
                 )  # fmt: skip
-            block = weight.split(".")
-            module = block[-2] if len(block) > 1 else weight
-            layer = layer_of(block) if len(block) > 3 else None
+            block, _, module = weight.removesuffix(".weight").rpartition(".")
+            if block not in layers:
+                layers[block] = layer_of(block.split("."))
+            layer = layers[block]
             scale = self.alpha / rank if self.alpha else self.scale
             pairs.append(Pair(weight, layer, module, lengths[row], lengths[other], rank, row, other, scale))
         if n_ends != 2 * len(pairs):

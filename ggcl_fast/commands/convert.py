@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object a file: status, outputs, warnings, notes, error"
     )
+    parser.add_argument(
+        "--progress", dest="is_watched", action="store_true", help="show a bar also where nobody seems to watch"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("-v", "--verbose", action="store_true", help="also tell on standard error what the file holds")
     parser.add_argument("--version", action="version", version=f"ggcl_fast {__version__}")

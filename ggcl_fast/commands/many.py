@@ -239,7 +239,8 @@ class _Display:
 @contextlib.contextmanager
 def _display(task: Task, args: Namespace) -> Iterator[_Display]:
     """Give what shows the results of a task."""
-    if args.quiet or not sys.stderr.isatty() or (task.alone and _is_short(task)):
+    is_watched = args.is_watched or (sys.stderr.isatty() and not (task.alone and _is_short(task)))
+    if args.quiet or not is_watched:
         yield _Display(task, args)
         return
     from tqdm import tqdm

@@ -17,6 +17,7 @@ from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
 from ..formats.gguf_header import GGUFHeader, Value, read_header
 from ..formats.schema import OPTIMIZER_TENSORS
+from ..formats.signatures import MADE_BY
 from ..storage.sources import Source
 from . import gguf_lora
 from .by_name import NamedTensors, tensor_table
@@ -139,6 +140,8 @@ def _something_else(header: GGUFHeader) -> tuple[str, str]:
             "one of several files of a base model",
             "hand in the checkpoint that finetune wrote when it trained on it",
         )
+    if MADE_BY in values:
+        return f"a model that ggcl_fast made, with {values.get('ggcl_fast.holds')} of a training", "it runs as it is"
     if gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight" in header.names:
         return "a base model", "hand in the checkpoint that finetune wrote when it trained on it"
     return "no finetune checkpoint", "gguf-dump shows what it is"

@@ -315,3 +315,18 @@ def test_names_that_a_terminal_cannot_show_are_escaped(encoding: str, tmp_path: 
 def test_options_may_stand_anywhere(out: Path) -> None:
     for argv in ([ADAM, "-q", str(out)], ["-f", ADAM, "-q", str(out)], [ADAM, str(out), "-f"]):
         assert main(argv) == 0
+
+
+def test_progress_is_shown_where_it_is_asked_for(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--progress", "-q", ADAM, str(out)]) == 0
+    assert capsys.readouterr().err == ""
+    assert (
+        main(["--progress", "-f", "-j", "1", str(DATA / "wild"), "--to", "adapter", "--rows", "gguf", f"{out}s"]) == 0
+    )
+    assert "%|" in capsys.readouterr().err
+
+
+def test_a_model_made_here_is_told_as_that(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--to", "merged", "--base", BASE, TRAINED, str(out)]) == 0
+    assert main(["-f", str(out), str(out.with_name("again.gguf"))]) == 1
+    assert "a model that ggcl_fast made, with every delta of a training (it runs as it is)" in capsys.readouterr().err
