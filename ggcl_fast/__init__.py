@@ -1,4 +1,4 @@
-"""Finetune checkpoints of August 2023 (`ggcl`), converted to GGUF as fast as the machine can copy.
+"""llama.cpp's LoRA files of 2023, `ggcl` checkpoints and `ggla` adapters, brought to what loads today.
 
 >>> import ggcl_fast
 >>> report = ggcl_fast.convert("checkpoint.ggcl", "checkpoint.gguf")  # doctest: +SKIP
