@@ -460,7 +460,7 @@ def _hold_model(base: Contents, found: Contents, pairs: dict[str, Pair], holds: 
     """Hold that `found` is the base model, but for the deltas of `pairs`, and for what it says of itself."""
     _hold_about(found, base, holds)
     origins = {**base.tensors}
-    if {"token_embd.weight", "output.weight"} & pairs.keys():
+    if {"token_embd.weight", "output.weight"} & pairs.keys() and "token_embd.weight" in base.tensors:
         origins.setdefault("output.weight", base.tensors["token_embd.weight"])
     assert list(found.tensors) == list(origins)
     is_other = False
@@ -626,7 +626,8 @@ def _hold_too_large(type: str, data: bytes, base: Contents | None) -> None:
         )
         origin = 0.0
         if base is not None:
-            weight = base.tensors.get(pair.weight, base.tensors["token_embd.weight"]).values
+            stored = base.tensors.get(pair.weight, base.tensors.get("token_embd.weight"))
+            weight = stored.values if stored is not None else np.zeros(1, np.float32)  # of what was left out
             origin = float(np.abs(weight[np.isfinite(weight)]).max(initial=0.0))
         largest = max(largest, a.max(), b.max(), origin + (b @ a.T).max())
     assert largest >= limit
