@@ -56,7 +56,7 @@ def read(data: bytes) -> tuple[dict[str, Any], Tensors]:
         "llama.attention.head_count": header[8],
         "llama.block_count": header[9],
         "llama.rope.dimension_count": header[10],
-        "llama.feed_forward_length": -(-(2 * (4 * header[6]) // 3) // header[7]) * header[7],
+        "llama.feed_forward_length": -(-(2 * (4 * header[6]) // 3) // (header[7] or 1)) * (header[7] or 1),
     }
     ranks = dict(zip(RANK_KEYS, header[11:]))
     last = RANK_KEYS[-3:]
