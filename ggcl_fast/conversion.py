@@ -194,10 +194,16 @@ def _base_model(path: StrPath) -> BaseModel:
     return BaseModel(path)
 
 
+def _trains_norms(checkpoint: Checkpoint) -> bool:
+    from .targets.deltas import trains_norms
+
+    return trains_norms(checkpoint)
+
+
 def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
-    norms = base is not None and base.is_changed_by(checkpoint)
+    norms = base is not None and _trains_norms(checkpoint)
     written = names.outputs(target, options, norms=norms)
     Claims().add(sources, names.taken(target, options, norms=norms))
     outputs = _outputs(written, options)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .gguf_parts import Record, ggla_bytes
+from .models import finish
 
 Floats = npt.NDArray[np.float32]
 Type: TypeAlias = gguf.GGMLQuantizationType
@@ -134,10 +135,7 @@ def write_adapter(
         for end, (matrix, type) in zip("ab", matrices):
             data = gguf.quants.quantize(np.ascontiguousarray(matrix), type)
             writer.add_tensor(f"{lora.weight}.weight.lora_{end}", data, raw_dtype=type)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, path)
     return path.read_bytes()
 
 

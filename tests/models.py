@@ -21,6 +21,14 @@ Type: TypeAlias = gguf.GGMLQuantizationType
 BASE = DATA / "base.gguf"
 
 
+def finish(writer: gguf.GGUFWriter, path: Path | None = None) -> None:
+    """Write the file that `writer` was given everything for, to `path` if it was not given one."""
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @dataclass(frozen=True)
 class Model:
     """The shape of a base model."""
@@ -123,10 +131,7 @@ class Model:
             writer.add_tensor(name, data, raw_dtype=kind)
         for name, values in (extra or {}).items():
             writer.add_tensor(name, values)
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer, path)
         return stored
 
 

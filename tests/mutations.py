@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 
 from ggcl_fast import CheckpointError, open_checkpoint
+from ggcl_fast.inspection.summarise import summarise
 from ggcl_fast.readers import ggcl
 from ggcl_fast.readers.engine import Engine, compiled
 from ggcl_fast.storage.outputs import Nowhere
@@ -189,3 +190,20 @@ def examine(data: bytes, *, traced: bool = False) -> None:
     if data.startswith(b"lcgg"):
         with mock.patch.object(ggcl, "prove", return_value=False):  # so that the sweep is interpreted
             assert said == verdict(data, "python", traced=traced)
+
+
+def is_refused_or_can_be_read(data: bytes) -> None:
+    """Hold that an adapter is refused in words that can be shown, or all of it read, in two ways that agree."""
+    said = ""
+    try:
+        checkpoint = open_checkpoint(GUARDED.holding(data))
+    except CheckpointError as error:
+        said = str(error)
+    else:
+        with checkpoint, open_checkpoint(data) as other:
+            for name, matrix in checkpoint.tensors.items():
+                assert matrix.dtype == np.float32
+                np.testing.assert_array_equal(other.tensors[name], matrix)
+            assert len(checkpoint.pairs) * 2 == len(checkpoint.names)
+            assert len(summarise(other).tensors) == len(checkpoint.names)
+    assert said.isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import re
@@ -35,7 +36,6 @@ LONG_WORK: Final = 64 << 20
 ENGINES: Final = ("auto", "numba", "python")
 """`engine.ENGINES`, which would bring numpy along for --help."""
 
-_KEYWORD: Final = re.compile(r" \((?:base|base_out|token_embd|outtype|heads|rows|arch|force)=[^()]*\)")
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_PATH: Final = 4096
 _WAITING: Final = "stops when the files in work are done; once more, and they are undone"
@@ -48,7 +48,15 @@ def shown(name: str | bytes) -> str:
 
 def without_keywords(text: str) -> str:
     """Return a message without what it tells those who call the library."""
-    return _KEYWORD.sub("", text)
+    return _keywords().sub("", text)
+
+
+@functools.cache
+def _keywords() -> re.Pattern[str]:
+    """Return what finds a keyword of `conversion.convert` in brackets."""
+    from ..targets.options import Choices
+
+    return re.compile(rf" \((?:{'|'.join(Choices.__annotations__)})=[^()]*\)")
 
 
 def words_of(error: Exception) -> str:

@@ -21,16 +21,15 @@ import numpy.typing as npt
 
 from ..storage.sources import WINDOW, Source, read_at
 from .layout import ALIGNMENT
-from .numbers import knows
+from .numbers import Floats, knows
 
 __all__ = ["Decoded", "EncodedTensor", "can_decode", "to_gguf_rows", "to_hf_rows"]
 
 _Type = gguf.GGMLQuantizationType
-_Floats = npt.NDArray[np.float32]
 _ELEMENTWISE: Final = {_Type.F32: 4, _Type.F16: 2, _Type.BF16: 2}  # bytes
 
 
-def to_hf_rows(rows: _Floats, n_head: int) -> _Floats:
+def to_hf_rows(rows: Floats, n_head: int) -> Floats:
     """Return `rows`, shape (n_head * d, n), in Hugging Face's order of q and k instead of GGUF's.
 
     Within each head GGUF has value i of the first half at row 2 * i, and that of the second half after it.
@@ -39,7 +38,7 @@ def to_hf_rows(rows: _Floats, n_head: int) -> _Floats:
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def to_gguf_rows(rows: _Floats, n_head: int) -> _Floats:
+def to_gguf_rows(rows: Floats, n_head: int) -> Floats:
     """Return `rows`, shape (n_head * d, n), in GGUF's order of q and k instead of Hugging Face's."""
     heads = rows.reshape(n_head, 2, -1, rows.shape[1])
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
@@ -189,8 +188,8 @@ class Decoded:
         self._last = self._map = None
 
 
-def _floats(data: npt.NDArray[np.uint8], type: _Type) -> _Floats:
+def _floats(data: npt.NDArray[np.uint8], type: _Type) -> Floats:
     """Return the values of some bytes of data, as float32."""
     with np.errstate(all="ignore"):  # of scales that are not finite
-        floats: _Floats = gguf.quants.dequantize(data, type)
+        floats: Floats = gguf.quants.dequantize(data, type)
     return floats

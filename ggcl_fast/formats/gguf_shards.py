@@ -10,6 +10,7 @@ import contextlib
 import re
 from typing import Any, Final
 
+import gguf
 import numpy as np
 
 from ..errors import CheckpointError
@@ -22,7 +23,8 @@ from .gguf_tensors import no_twins
 
 __all__ = ["open_model"]
 
-_COUNT, _NUMBER, _TENSORS = "split.count", "split.no", "split.tensors.count"
+_K = gguf.Keys.Split
+_COUNT, _NUMBER, _TENSORS = _K.LLM_KV_SPLIT_COUNT, _K.LLM_KV_SPLIT_NO, _K.LLM_KV_SPLIT_TENSORS_COUNT
 _NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 

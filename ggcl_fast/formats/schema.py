@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "LAYER_MODULES", "MODEL_MODULES", "MODULES", "N_FF", "OPTIMIZER_TENSORS", "Module", "Schema", "n_records",
-    "schemas", "smallest_size",
+    "LAYER_MODULES", "MODEL_MODULES", "MODULES", "N_FF", "OPTIMIZER_TENSORS", "OUTPUT", "TOKEN_EMBD", "Module",
+    "Schema", "n_records", "schemas", "smallest_size",
 ]  # fmt: skip
 
 N_FF: Final = -1
@@ -69,6 +69,10 @@ LAYER_MODULES: Final = (
 
 MODULES: Final = MODEL_MODULES + LAYER_MODULES
 """All twelve, in the order of the file; the last nine recur with every layer."""
+TOKEN_EMBD: Final = f"{gguf.TENSOR_NAMES[_T.TOKEN_EMBD]}.weight"
+"""The weight that is looked up instead of multiplied by, for which llama.cpp and PEFT have rules of their own."""
+OUTPUT: Final = f"{gguf.TENSOR_NAMES[_T.OUTPUT]}.weight"
+"""The weight that a model with tied embeddings does not have: it uses `TOKEN_EMBD` in its place."""
 
 OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
     "adam": (

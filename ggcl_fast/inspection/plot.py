@@ -222,17 +222,12 @@ def _draw_course(figure: Any, summaries: Sequence[Summary]) -> None:
         lower.plot(iterations, norms, color=colour, marker=marker, markersize=4, label=label)
     lower.plot(iterations, [_or_nan(one.delta_norm) for one in ordered], color=_ALL, linewidth=2, label="all")
     lower.set_ylabel("norm of the deltas")
-    lower.set_xlabel("iterations")
-    lower.set_ylim(bottom=0)
     ill = [one.training.iterations for one in ordered if one.verdict == "diverged"]
     for axes in (upper, lower):
         for i, iteration in enumerate(ill):
             axes.axvline(iteration, color="grey", linewidth=1, linestyle=":", label=None if i else "diverged")
-        axes.grid(color="#DDDDDD", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    lower.xaxis.get_major_locator().set_params(integer=True)
+    _over_iterations(upper, lower)
     figure.suptitle(f"{len(ordered)} checkpoints, {_name(ordered[0])} to {_name(ordered[-1])}", parse_math=False)
 
 
@@ -247,15 +242,20 @@ def _draw_trainings(figure: Any, trainings: Sequence[Sequence[Summary]]) -> None
         lower.plot(iterations, [_or_nan(one.delta_norm) for one in training], **style)
     upper.set_ylabel("last loss")
     lower.set_ylabel("norm of all deltas")
-    lower.set_xlabel("iterations")
-    lower.set_ylim(bottom=0)
+    upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    _over_iterations(upper, lower)
+    figure.suptitle(f"{sum(map(len, trainings))} checkpoints of {len(trainings)} trainings", parse_math=False)
+
+
+def _over_iterations(upper: Any, lower: Any) -> None:
+    """Style two panels of lines that share their iterations; norms begin at zero in the lower one."""
     for axes in (upper, lower):
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    lower.set_xlabel("iterations")
+    lower.set_ylim(bottom=0)
     lower.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{sum(map(len, trainings))} checkpoints of {len(trainings)} trainings", parse_math=False)
 
 
 def _or_nan(value: float | None) -> float:

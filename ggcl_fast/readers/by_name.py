@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..checkpoint import ModelParameters
 from ..errors import CheckpointError
 from ..formats.layout import ALIGNMENT, TENSOR
 from ..formats.schema import MODULES, schemas
 from ..storage.sources import Source
 
-__all__ = ["NamedTensors", "infer", "tensor_table"]
+__all__ = ["NamedTensors", "infer", "model_parameters", "tensor_table"]
 
 _MODULES: Final = {module.name: module for module in MODULES}
 _OF_HEADS: Final = {("attn_q", "b"), ("attn_output", "a")}
@@ -149,3 +150,11 @@ def infer(names: Sequence[str], table: npt.NDArray[np.void]) -> tuple[dict[str, 
         if dim in dims and (module.name, end) not in _OF_HEADS:
             dims[dim] = dims[dim] or length
     return {rank: some.pop() if len(some) == 1 else 0 for rank, some in ranks.items()}, dims
+
+
+def model_parameters(dims: Mapping[str, int], n_layer: int) -> ModelParameters:
+    """Return what an adapter tells of its model: `dims` as `infer` has them, and how many layers it reaches."""
+    return ModelParameters(
+        n_vocab=dims["n_vocab"], n_embd=dims["n_embd"], n_mult=0, n_head=0, n_layer=n_layer, n_rot=0,
+        n_ff=dims["n_ff"], n_head_kv=0,
+    )  # fmt: skip

@@ -23,14 +23,14 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint import Checkpoint, ModelParameters, Training
+from ..checkpoint import Checkpoint, Training
 from ..errors import CheckpointError, TruncatedError, printable
 from ..formats.decoded import Decoded, EncodedTensor
 from ..formats.finetune_keys import ARCH
 from ..formats.layout import ALIGNMENT, GGLA_HEADER, GGLA_VERSION, RECORD
 from ..formats.schema import LAYER_MODULES, MODEL_MODULES, MODULES
 from ..storage.sources import Source, read_at
-from .by_name import NamedTensors, infer, tensor_table
+from .by_name import NamedTensors, infer, model_parameters, tensor_table
 from .engine import Engine
 from .ggla_order import Prediction
 
@@ -75,10 +75,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
         ranks, dims = infer(names, table)
     checkpoint = Checkpoint(
         shown,
-        ModelParameters(
-            n_vocab=dims["n_vocab"], n_embd=dims["n_embd"], n_mult=0, n_head=0, n_layer=n_layer, n_rot=0,
-            n_ff=dims["n_ff"], n_head_kv=0,
-        ),
+        model_parameters(dims, n_layer),
         ranks,
         Training(0, 0, 0),
         None,

@@ -16,8 +16,8 @@ from ..errors import CheckpointError, NotACheckpointError
 from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
 from ..formats.gguf_header import GGUFHeader, Value, read_header
-from ..formats.schema import OPTIMIZER_TENSORS
-from ..formats.signatures import MADE_BY
+from ..formats.schema import OPTIMIZER_TENSORS, TOKEN_EMBD
+from ..formats.signatures import HOLDS, MADE_BY
 from ..storage.sources import Source
 from . import gguf_lora
 from .by_name import NamedTensors, tensor_table
@@ -135,14 +135,14 @@ def _something_else(header: GGUFHeader) -> tuple[str, str]:
     values = header.keys
     if values.get(finetune.TRAINING_TYPE.name) == "train_model":
         return "a train-text-from-scratch checkpoint, a model in itself", "there is no LoRA in it to convert"
-    if values.get("split.count", 0) not in (0, 1):
+    if values.get(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, 0) not in (0, 1):
         return (
             "one of several files of a base model",
             "hand in the checkpoint that finetune wrote when it trained on it",
         )
     if MADE_BY in values:
-        return f"a model that ggcl_fast made, with {values.get('ggcl_fast.holds')} of a training", "it runs as it is"
-    if gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight" in header.names:
+        return f"a model that ggcl_fast made, with {values.get(HOLDS)} of a training", "it runs as it is"
+    if TOKEN_EMBD in header.names:
         return "a base model", "hand in the checkpoint that finetune wrote when it trained on it"
     return "no finetune checkpoint", "gguf-dump shows what it is"
 

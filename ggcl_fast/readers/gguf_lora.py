@@ -15,15 +15,16 @@ from typing import Any, Final, NoReturn
 import gguf
 import numpy as np
 
-from ..checkpoint import ALONE, Checkpoint, ModelParameters, Training, layer_of
+from ..checkpoint import ALONE, Checkpoint, Training, layer_of
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
 from ..formats.finetune_keys import ADAPTER, ARCHITECTURE, KIND, is_architecture
 from ..formats.gguf_header import GGUFHeader
 from ..formats.gguf_tensors import GGUFTensor
+from ..formats.schema import TOKEN_EMBD
 from ..formats.signatures import MADE_BY
 from ..storage.sources import Source
-from .by_name import infer, tensor_table
+from .by_name import infer, model_parameters, tensor_table
 
 __all__ = ["is_lora", "read"]
 
@@ -35,7 +36,6 @@ _NORM: Final = re.compile(r".*norm\.weight", re.ASCII | re.DOTALL)
 _STRING: Final = gguf.GGUFValueType.STRING
 _FLOAT32: Final = gguf.GGUFValueType.FLOAT32
 _OTHER: Final = {"a": "b", "b": "a"}
-_TOKEN_EMBD: Final = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.TOKEN_EMBD] + ".weight"
 
 
 def is_lora(header: GGUFHeader) -> bool:
@@ -61,7 +61,7 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
         elif match is None:
             _fault(source, row, tensor, "name", "X.weight.lora_a or X.weight.lora_b", tensor.name)
         else:
-            is_embd = match["weight"] == _TOKEN_EMBD
+            is_embd = match["weight"] == TOKEN_EMBD
             end = match["end"] if not is_embd else _OTHER[match["end"]]
             names.append(f"{match['weight']}.lora_{end}")
             tensors.append(_encoded(source, row, tensor, is_transposed=end == "a" and not is_embd))
@@ -78,10 +78,7 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
     layers = [layer for layer in (layer_of(name.split(".")) for name in names) if layer is not None]
     checkpoint = Checkpoint(
         shown,
-        ModelParameters(
-            n_vocab=dims["n_vocab"], n_embd=dims["n_embd"], n_mult=0, n_head=0, n_layer=max(layers, default=-1) + 1,
-            n_rot=0, n_ff=dims["n_ff"], n_head_kv=0,
-        ),
+        model_parameters(dims, max(layers, default=-1) + 1),
         ranks,
         Training(0, 0, 0),
         None,

@@ -24,7 +24,7 @@ from .system import n_cpus
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["BLOCK", "Stretch", "copy_patched", "copy_tensors", "in_order", "read_ahead"]
+__all__ = ["BLOCK", "Stretch", "copy_tensors", "in_order", "read_ahead"]
 
 BLOCK: Final = 1 << 20
 """Bytes of a block; more falls out of cache, less costs calls."""
@@ -90,42 +90,6 @@ def copy_tensors(
     zeros = bytes(alignment)
     for block, view, release in read_ahead(source, _blocks(offsets.tolist(), sizes.tolist(), alignment)):
         output.writev(_pieces(view, block.cuts, zeros))
-        release()
-
-
-def copy_patched(
-    source: Source,
-    patches: Sequence[tuple[int, bytes]],
-    output: Writer,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-) -> None:
-    """Append bytes of `source` to `output`, with some of them replaced.
-
-    Parameters
-    ----------
-    source
-        What to read.
-    patches
-        Byte offset in `source` and new bytes of each replacement, by offset, none beyond the end.
-    output
-        Where the bytes go.
-    start, stop
-        The stretch of `source` to copy; all of it unless told otherwise.
-    """
-    stop = source.size if stop is None else stop
-    blocks = (_Block(at, min(at + BLOCK, stop), []) for at in range(start, stop, BLOCK))
-    first = 0
-    for block, view, release in read_ahead(source, blocks):
-        while first < len(patches) and patches[first][0] + len(patches[first][1]) <= block.start:
-            first += 1
-        for offset, data in patches[first:]:
-            if offset >= block.stop:
-                break
-            begin, end = max(offset, block.start), min(offset + len(data), block.stop)
-            view[begin - block.start : end - block.start] = data[begin - offset : end - offset]
-        output.writev([view[: block.stop - block.start]])
         release()
 
 

@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, printable
 from ..formats.gguf_writer import KeyValue, packed
-from ..formats.signatures import MADE_BY
+from ..formats.signatures import HOLDS, MADE_BY
 from ..storage.sources import read_at
 from ..storage.urls import last_part
 from .options import Options
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 _TRAINING: Final = "ggcl_fast.training"
-_HOLDS: Final = "ggcl_fast.holds"
 ALL: Final = "every delta"
 """Of a merged model."""
 NORMS: Final = "deltas of norms"
@@ -82,7 +81,7 @@ def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
     CheckpointError
         It was made with the same checkpoint.
     """
-    holds = base.header.keys.get(_HOLDS)
+    holds = base.header.keys.get(HOLDS)
     has_norms = any(pair.is_norm for pair in checkpoint.pairs)
     twice = holds == ALL or (holds == NORMS and has_norms)
     if twice and base.header.keys.get(_TRAINING) == fingerprint(checkpoint):
@@ -169,7 +168,7 @@ def _of_base(options: Options, base: BaseModel | None) -> list[KeyValue]:
 
 
 def _of_training(checkpoint: Checkpoint, holds: str | None) -> list[KeyValue]:
-    facts = {MADE_BY: __version__, _TRAINING: fingerprint(checkpoint), _HOLDS: holds}
+    facts = {MADE_BY: __version__, _TRAINING: fingerprint(checkpoint), HOLDS: holds}
     return [KeyValue(key, value, _T.STRING) for key, value in facts.items() if value is not None]
 
 

@@ -21,11 +21,12 @@ from ..errors import CheckpointError
 from ..formats.gguf_writer import KeyValue, TensorInfo, as_bytes, head, new_writer, packed_keys, padding
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats, quantized
+from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath, public_name
 from .about import NORMS, of_adapter, of_model, refuse_twice
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD, Census, lora_a, lora_b, norm_size
+from .deltas import Census, lora_a, lora_b, norm_size
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan

@@ -18,9 +18,10 @@ from ..formats.gguf_header import GGUFHeader
 from ..formats.gguf_shards import open_model
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.numbers import Floats, with_delta
+from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..storage.sources import Source, read_at
 from ..storage.urls import StrPath, located
-from .deltas import OUTPUT, TOKEN_EMBD, Census, lora_a, lora_b, trains_norms
+from .deltas import Census, lora_a, lora_b
 
 __all__ = ["BaseModel", "Heads"]
 
@@ -149,11 +150,6 @@ class BaseModel:
     def named(self, name: str) -> GGUFTensor:
         """Return where a tensor is; raises `KeyError` where there is none."""
         return self.header.tensor(self._rows[name])
-
-    @staticmethod
-    def is_changed_by(checkpoint: Checkpoint) -> bool:
-        """Tell whether an adapter needs a copy of the model: whether a norm was trained."""
-        return trains_norms(checkpoint)
 
     def n_tokens(self, pair: Pair) -> int:
         """Return the rows that the weight has that `pair` changes, 0 where there is none."""

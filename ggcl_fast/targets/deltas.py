@@ -11,12 +11,7 @@ from ..checkpoint import Checkpoint, Pair
 from ..formats.numbers import Floats, scaled
 from ..storage.sources import read_at
 
-__all__ = ["OUTPUT", "TOKEN_EMBD", "Census", "NormSize", "lora_a", "lora_b", "norm_size", "trains_norms"]
-
-TOKEN_EMBD: Final = "token_embd.weight"
-"""The weight that is looked up instead of multiplied by, for which llama.cpp and PEFT have rules of their own."""
-OUTPUT: Final = "output.weight"
-"""The weight that a model with tied embeddings does not have: it uses `TOKEN_EMBD` in its place."""
+__all__ = ["Census", "NormSize", "lora_a", "lora_b", "norm_size", "trains_norms"]
 
 
 class Census:

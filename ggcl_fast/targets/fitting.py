@@ -12,9 +12,8 @@ from typing import Final, NamedTuple
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..formats.finetune_keys import ARCH, is_architecture
-from ..formats.schema import MODULES
+from ..formats.schema import MODULES, OUTPUT, TOKEN_EMBD
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD
 from .options import Options
 from .rows import in_gguf_order, padded
 

@@ -10,10 +10,11 @@ from typing import Final
 import gguf
 
 from ..checkpoint import Checkpoint
+from ..formats.schema import OUTPUT
 from ..storage.urls import StrPath
 from .about import ALL, of_model, refuse_twice
 from .base_model import BaseModel
-from .deltas import OUTPUT, Census
+from .deltas import Census
 from .fitting import fit
 from .options import Options
 from .plan import Plan

@@ -28,12 +28,13 @@ from ..formats.finetune_keys import ARCH
 from ..formats.gguf_writer import as_bytes
 from ..formats.numbers import TYPES, Floats, quantized
 from ..formats.safetensors import StoredTensor, head
+from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from . import TARGETS
 from .about import NORMS, model_card, refuse_twice
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD, Census, lora_a, lora_b, norm_size
+from .deltas import Census, lora_a, lora_b, norm_size
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan

@@ -25,14 +25,15 @@ from ..errors import CheckpointError
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.gguf_writer import KeyValue, TensorInfo, head, write_padding
 from ..formats.numbers import knows
+from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..formats.sums import Kernel
 from ..readers.engine import Engine
-from ..storage.copying import copy_patched, copy_tensors
+from ..storage.copying import copy_tensors
 from ..storage.outputs import Writer
 from .about import edited_keys, file_type
 from .adding import Changed, add_deltas, pick_kernel
 from .base_model import BaseModel
-from .deltas import OUTPUT, TOKEN_EMBD, Census
+from .deltas import Census
 from .plan import File
 
 __all__ = ["Item", "Model", "model_file"]
@@ -164,12 +165,11 @@ def _write(
 
 def _copy(base: BaseModel, items: list[Item], output: Writer, alignment: int) -> None:
     """Copy tensors that follow each other, together where there is no more between them than usual."""
+    offsets = np.array([item.origin.offset for item in items], np.int64)
+    sizes = np.array([item.origin.nbytes for item in items], np.int64)
     if alignment <= _USUAL_ALIGNMENT:
-        offsets = np.array([item.origin.offset for item in items], np.int64)
-        sizes = np.array([item.origin.nbytes for item in items], np.int64)
         copy_tensors(base.source, offsets, sizes, output, alignment=alignment)
         return
-    for item in items:
-        start, stop = item.origin.offset, item.origin.offset + item.origin.nbytes
-        copy_patched(base.source, (), output, start=start, stop=stop)
+    for i, item in enumerate(items):
+        copy_tensors(base.source, offsets[i : i + 1], sizes[i : i + 1], output, alignment=1)
         write_padding(output, item.info.nbytes, alignment)

@@ -69,6 +69,8 @@ def test_the_old_scripts_options_work(argv: list[str], out: Path) -> None:
         (["IN", "OUT", "--outtype", "q4_0"], "invalid choice"),
         (["IN", "OUT", "--to", "merged"], "--to merged needs --base"),
         (["IN", "OUT", "--to", "checkpoint", "--base", "B"], "--base means nothing with --to checkpoint"),
+        (["IN", "OUT", "--to", "checkpoint", "--name", "N"], "--name means nothing with --to checkpoint"),
+        (["IN", "OUT", "--to", "checkpoint", "--base-model-id", "I"], "--base-model-id means nothing with --to "),
         (["IN", "OUT", "--base", "B"], "need --to"),
         (["IN", "OUT", "--to", "adapter", "--base-out", "B"], "--base-out needs --base"),
         (["IN", "OUT", "--to", "peft", "--base", "B", "--base-out", "B"], "means nothing with --to peft"),

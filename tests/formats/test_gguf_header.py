@@ -23,6 +23,7 @@ from ggcl_fast.storage.sources import Source, SourceBuffer, SourceFile
 from ..gguf_parts import ARRAY, STRING, Parts, Tensor, edited, string
 from ..hostile import Hostile
 from ..hostile_gguf import HEADERS, PARTS, SOUND
+from ..models import finish
 from ..mutations import CONSTANT, GUARDED, MEMORY, within_bounds
 from ..reference import DATA
 
@@ -116,10 +117,7 @@ def test_any_file_reads_as_with_gguf(
     for name, (kind, n_blocks, outer) in tensors.items():
         block = gguf.GGML_QUANT_SIZES[kind][1]
         writer.add_tensor(name, np.ones((*outer, n_blocks * block), np.uint8), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     source = SourceFile(path)
     compare(read_header(source), path)
     source.close()

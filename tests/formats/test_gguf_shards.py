@@ -19,7 +19,7 @@ from ggcl_fast.formats.gguf_shards import open_model
 from ggcl_fast.storage import sources
 from ggcl_fast.storage.sources import read_at
 
-from ..models import Model, read_gguf
+from ..models import Model, finish, read_gguf
 from ..reference import DATA
 
 V = gguf.GGUFValueType
@@ -50,10 +50,7 @@ def write(path: Path, some: Arrays, keys: Keys, *, alignment: int = 32) -> None:
         writer.add_key_value(key, value, type)
     for name, values in some.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def split_keys(number: int, n_files: int, n_tensors: int) -> dict[str, tuple[V, Any]]:
@@ -133,10 +130,7 @@ def test_what_gguf_splits_is_read(most: int, small_first: bool, tmp_path: Path) 
     writer.add_name("a model")
     for name, values in whole.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     names = sorted(os.listdir(tmp_path))
     n_files = -(-len(whole) // most) + small_first
     assert names == [shard_name(i, n_files) for i in range(n_files)]

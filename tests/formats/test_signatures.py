@@ -21,6 +21,7 @@ from ggcl_fast import CheckpointError, NotACheckpointError, open_checkpoint
 from ggcl_fast.formats import signatures
 from ggcl_fast.formats.signatures import LONGEST_SIGNATURE, found, recognise
 
+from ..models import finish
 from ..reference import DATA
 
 MODEL = DATA / "base.gguf"
@@ -230,9 +231,6 @@ def test_a_gguf_file_of_another_version_is_told_with_what_serves_it(
 def test_a_real_file_from_a_big_endian_machine_is_told(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
     writer.add_tensor("output.weight", np.zeros((2, 2), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     for error in refused((tmp_path / "big.gguf").read_bytes(), tmp_path).values():
         assert "from a big-endian machine: gguf's command turns it, gguf-convert-endian FILE little" in str(error)

@@ -16,7 +16,7 @@ import ggcl_fast
 from ggcl_fast import CheckpointError
 
 from ..gguf_parts import Record, converted, ggla_bytes
-from ..models import BASE, Floats, Model, Type, delta, field_value, read_gguf
+from ..models import BASE, Floats, Model, Type, delta, field_value, finish, read_gguf
 from ..reference import DATA
 
 TRAINED = DATA / "trained.ggcl"
@@ -36,10 +36,7 @@ def base_model(path: Path, arch: str, weights: Mapping[str, Floats], **keys: int
         writer.add_uint32(f"{arch}.{name.replace('__', '.')}", value)
     for name, values in weights.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, path)
     return path
 
 
@@ -463,10 +460,7 @@ def test_blocks_of_later_tokens_are_not_rounded_anew(engine: Any, tmp_path: Path
         writer.add_tensor(
             name, blocks.reshape(ALL_TOKENS, -1) if is_output else values, raw_dtype=Type.Q4_0 if is_output else None
         )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with SMALL.checkpoint(SMALL.factors()) as checkpoint:
         ggcl_fast.convert(checkpoint, tmp_path / "m.gguf", to="merged", base=tmp_path / "base.gguf", engine=engine)
     before, after = (rows_of_later_tokens(tmp_path / name, "output.weight") for name in ("base.gguf", "m.gguf"))

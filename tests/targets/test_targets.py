@@ -23,7 +23,7 @@ from ggcl_fast.targets import adding
 from ggcl_fast.targets.peft import MODULE_NAMES
 
 from ..gguf_parts import parse
-from ..models import BASE, Floats, Model, Type, delta, field_value, is_norm, kinds_of, read_gguf
+from ..models import BASE, Floats, Model, Type, delta, field_value, finish, is_norm, kinds_of, read_gguf
 from ..reference import DATA, MODULES
 
 TRAINED = DATA / "trained.ggcl"
@@ -194,10 +194,7 @@ def test_types_that_gguf_only_reads_are_written_as_f16(tmp_path: Path) -> None:
             writer.add_tensor(name, np.zeros(shape, np.uint8), raw_dtype=Type.Q4_K)
         else:
             writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     factors = model.factors()
     with model.checkpoint(factors) as checkpoint:
         (note,) = ggcl_fast.convert(checkpoint, tmp_path / "m.gguf", to="merged", base=tmp_path / "base.gguf").notes
