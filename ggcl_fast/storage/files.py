@@ -200,6 +200,9 @@ class OutputFolder(Place):
         except FileNotFoundError:  # a rival took it for a leftover before it could be locked
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._part) from None
 
+    def _is_new(self) -> bool:
+        return not os.listdir(self._fd)
+
     def _remove(self, path: str) -> None:
         shutil.rmtree(path)
 

@@ -45,6 +45,10 @@ class Part:
         """Make `_part` and open it; `FileExistsError` where it is there."""
         raise NotImplementedError
 
+    def _is_new(self) -> bool:
+        """Tell whether what was opened is what was made, and not what somebody has put in its place in between."""
+        return True
+
     def _remove(self, path: str) -> None:
         raise NotImplementedError
 
@@ -70,14 +74,14 @@ class Part:
             for number in itertools.count():
                 self._part = self._numbered(number)
                 while self._make_or_remove():
-                    if lock(self._fd) is not False and is_linked(self._fd, self._part):
+                    if lock(self._fd) is not False and is_linked(self._fd, self._part) and self._is_new():
                         if self._settle(self._aside):
                             self._remove_other_leftovers(number + 1)
                             return
                         self._remove(self._part)  # what is set aside under this number is not ours to remove
                         self._close()
                         break
-                    self._close()  # another run took it for a leftover before it was locked
+                    self._close()  # another run was here before it was locked
 
     def _numbered(self, number: int) -> str:
         folder, name = os.path.split(self.path)
@@ -122,6 +126,8 @@ class Part:
                 self._check_contents(self._part)
                 self._remove(self._part)
             return True
+        except FileNotFoundError:  # somebody who knows no locks has removed it
+            return True
         except (FileExistsError, NotADirectoryError, PermissionError):
             return False
         finally:
@@ -131,28 +137,24 @@ class Part:
         """Deal with what a process that was killed between two renames had set aside; false where it has to stay."""
         if not is_there(aside):
             return True
-        if not self._is_abandoned(aside):
-            return False
-        if not is_there(self.path):
-            os.rename(aside, self.path)
-            raise FileExistsError(
-                errno.EEXIST, f"The {self.what} that a killed run had set aside is back; look, then try again"
-            )
-        with contextlib.suppress(OSError):  # a rival may be faster, and what is not ours stays
-            self._check_contents(aside)
-            self._remove(aside)
-        return not is_there(aside)
-
-    def _is_abandoned(self, aside: str) -> bool:
-        """Tell whether nobody holds what was set aside: a rival that lives does."""
+        fd = -1
         try:
-            fd = os.open(aside, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
-        except OSError:  # not ours to read
-            return True
-        try:
-            return lock(fd) is not False
+            with contextlib.suppress(OSError):  # not ours to read
+                fd = os.open(aside, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
+            if fd >= 0 and (lock(fd) is False or not is_linked(fd, aside)):  # a rival that lives holds it
+                return not is_there(aside)
+            if not is_there(self.path):
+                os.rename(aside, self.path)
+                raise FileExistsError(
+                    errno.EEXIST, f"The {self.what} that a killed run had set aside is back; look, then try again"
+                )
+            with contextlib.suppress(OSError):  # what is not ours stays
+                self._check_contents(aside)
+                self._remove(aside)
+            return not is_there(aside)
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def _close(self) -> None:
         for fd in (self._fd, self._old):

@@ -9,6 +9,8 @@ without one is the leftover of a process that was killed, and the next run for t
   old and new change places instead, so that they can change back: all outputs are in place, or none.
 - A folder that was replaced is looked at again when it is out of its place: if it holds more than when the work began,
   it goes back.
+- Who removes something has its lock, and has seen under the lock that the name still means it: of two who would remove
+  it one does, and never what a third has made there since.
 
 Where the system cannot exchange two names, the old one is set aside as ``.<name>.<n>.ggcl_fast-part-old``.
 """
@@ -24,7 +26,7 @@ from typing import Final
 
 from . import system
 from .parts import FLAGS, Part
-from .system import is_linked, lock
+from .system import is_linked, lock_soon, unlock
 from .urls import StrPath
 
 __all__ = ["EXISTS", "Place"]
@@ -64,7 +66,8 @@ class Place(Part):
         self._check_type(status)
         if not self._force:
             raise FileExistsError(errno.EEXIST, EXISTS, self._name)
-        self._check_contents(self.path)
+        with contextlib.suppress(FileNotFoundError):  # it may have gone since
+            self._check_contents(self.path)
 
     def _check_folder(self, folder: str) -> None:
         try:
@@ -98,6 +101,7 @@ class Place(Part):
                 raise FileNotFoundError(errno.ENOENT, "The temporary file was removed by somebody else")
             for _ in range(_TRIES):
                 if self._take_free_name() or self._replace(last=last and not self._fsync):
+                    unlock(self._fd)  # whoever replaces it now takes the lock
                     return
             raise OSError(errno.EBUSY, "Somebody else is making and removing the target")
 
@@ -128,8 +132,7 @@ class Place(Part):
     def _replace(self, *, last: bool) -> bool:  # noqa: ARG002 - of folders nothing is lost either way
         """Take the place of what is there; false where it has gone."""
         try:
-            self._old_status = os.lstat(self.path)
-            self._check_type(self._old_status)
+            self._check_type(os.lstat(self.path))
             self._hold(self.path)
             self._check_contents(self.path)
             out = self._part
@@ -143,7 +146,6 @@ class Place(Part):
             return False
         try:
             if not self._is_old(out):  # a rival was faster: then it is the rival's that was replaced
-                self._old_status = os.lstat(out)
                 self._hold(out)
             self._check_contents(out)
         except FileNotFoundError:  # which another rival took for a leftover, before it was held
@@ -161,8 +163,9 @@ class Place(Part):
         except OSError as error:
             is_aside = system.is_there(self._aside)
             if is_aside and error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                self._hold(self._aside)
                 self._check_contents(self._aside)  # what the rival would have replaced
-                self._remove(self._aside)
+                self._remove_locked(self._old, self._aside)
             elif is_aside or error.errno != errno.ENOENT:
                 raise
             self._old_status = None
@@ -170,12 +173,20 @@ class Place(Part):
         return True
 
     def _hold(self, path: str) -> None:
-        """Lock what is replaced, so that nobody takes it for a leftover when it is out of its place."""
-        with contextlib.suppress(PermissionError):  # not ours to read
+        """Lock what is replaced: no rival replaces it too, or takes it for a leftover when it is out of its place."""
+        for _ in range(_TRIES):
             if self._old >= 0:
-                os.close(self._old)
-            self._old = os.open(path, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
-            lock(self._old)  # or whoever has the lock holds it for us
+                old, self._old = self._old, -1
+                os.close(old)
+            self._old_status = os.lstat(path)
+            try:
+                self._old = os.open(path, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
+            except PermissionError:  # not ours to read
+                return
+            self._old_status = os.fstat(self._old)
+            lock_soon(self._old)
+            if is_linked(self._old, path):
+                return
 
     def _set_aside(self) -> None:
         """Take the target's place in two steps, where the system has no single one."""
@@ -252,8 +263,15 @@ class Place(Part):
     def _clear(self) -> None:
         for path in (self._part, self._aside):
             with contextlib.suppress(OSError):
-                if is_linked(self._fd, path) or (self._is_old(path) and self._is_done_with_old()):
-                    self._remove(path)
+                if is_linked(self._fd, path):
+                    self._remove_locked(self._fd, path)
+                elif self._is_old(path) and self._is_done_with_old():
+                    self._remove_locked(self._old, path)
+
+    def _remove_locked(self, fd: int, path: str) -> None:
+        """Remove `path`, which is open as `fd`, or could not be opened and is nobody's to lock."""
+        if fd < 0 or (lock_soon(fd) and is_linked(fd, path)):
+            self._remove(path)
 
     def _is_done_with_old(self) -> bool:
         """Tell whether what was in the place is not needed: it is back, or the new one is there to stay."""

@@ -8,6 +8,7 @@ every system.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -15,18 +16,21 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 __all__ = [
-    "exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "n_cpus", "rename_to_free_name", "reserve",
-    "write_all",
+    "exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "lock_soon", "n_cpus", "rename_to_free_name",
+    "reserve", "unlock", "write_all",
 ]  # fmt: skip
 
 _MOST_BYTES: Final = 1 << 30  # of one call; some systems refuse 2 GiB
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
+_LOCK_PAUSE: Final = 1e-3  # seconds
+_LOCK_TRIES: Final = 1000
 _CANNOT: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -107,6 +111,21 @@ def lock(fd: int) -> bool | None:
     except OSError:  # a file system without locks
         return None
     return True
+
+
+def lock_soon(fd: int) -> bool:
+    """Take the lock of `fd` from somebody who is about to give it up; false where that takes longer than a second."""
+    for _ in range(_LOCK_TRIES):
+        if lock(fd) is not False:
+            return True
+        time.sleep(_LOCK_PAUSE)
+    return False
+
+
+def unlock(fd: int) -> None:
+    """Give up the lock of `fd`, for those too who have inherited it."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_there(path: str) -> bool:

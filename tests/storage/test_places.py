@@ -113,6 +113,63 @@ def test_several_outputs_appear_or_none(
 
 
 @pytest.mark.usefixtures("steps")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_who_removes_something_has_its_lock(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock of what is replaced is a rival's, who gives it up only when all is in place."""
+    path = tmp_path / "out"
+    path.write_bytes(OLD) if kind == "file" else path.mkdir()
+    rival = os.open(path, os.O_RDONLY)
+    assert system.lock(rival)
+    outputs = [output(path, kind, force=True), output(tmp_path / "other", "file")]
+    cls, removed = type(outputs[0]), 0
+
+    def remove(self: Any, name: str, remove: Callable[[Any, str], None] = cls._remove) -> None:  # type: ignore[attr-defined]
+        nonlocal removed
+        fd = os.open(name, os.O_RDONLY)
+        assert system.lock(fd) is False
+        os.close(fd)
+        removed += 1
+        remove(self, name)
+
+    monkeypatch.setattr(cls, "_remove", remove)
+    monkeypatch.setattr(outputs[1], "sync", lambda: os.close(rival))
+    write(*outputs)
+    assert removed == 1
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
+def test_a_leftover_that_came_in_between_is_not_taken_for_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making it and opening it, which no system does in one step."""
+    mkdir = os.mkdir
+
+    def late(path: str, *rest: int) -> None:
+        monkeypatch.undo()
+        mkdir(path, *rest)
+        (Path(path) / "a").write_bytes(OLD)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    write(output(tmp_path / "out", "folder"))
+    assert contents(tmp_path) == {"out/a": NEW}
+
+
+@pytest.mark.parametrize("name", ["out", ".out.0.ggcl_fast-part"])
+def test_a_folder_may_go_while_it_is_looked_at(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, listdir = tmp_path / name, os.listdir
+    there.mkdir()
+
+    def late(path: str) -> list[str]:
+        monkeypatch.undo()
+        there.rmdir()
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", late)
+    write(output(tmp_path / "out", "folder", force=True))
+    assert contents(tmp_path) == {"out/a": NEW}
+
+
+@pytest.mark.usefixtures("steps")
 def test_nothing_is_reserved_by_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "_function", lambda _: None)
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("it writes where it cannot reserve"))
