@@ -15,10 +15,12 @@ import select
 import stat
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .sources import SourceBuffer
 from .system import write_all
+
+if TYPE_CHECKING:
+    from .sources import SourceBuffer
 
 __all__ = ["LONGEST", "STDIN", "STDOUT", "OutputStream", "is_pipe", "is_stream", "read_pipe"]
 
@@ -56,6 +58,8 @@ def read_pipe(name: str) -> SourceBuffer:
     OSError
         It cannot be read, nobody writes to it, or there are more than `LONGEST` bytes.
     """
+    from .sources import SourceBuffer  # brings numpy along, which --help does without
+
     whole = bytearray()
     patience = time.monotonic() + _PATIENCE
     try:

@@ -79,8 +79,8 @@ def test_auto_uses_what_is_compiled_already() -> None:
 
 
 IMPORTS = """
-import sys, ggcl_fast
-assert not {"numba", "gguf"} & set(sys.modules)
+import sys, ggcl_fast, ggcl_fast.commands.convert, ggcl_fast.commands.info
+assert not {"numpy", "numba", "gguf"} & set(sys.modules)
 ggcl_fast.CheckpointError, ggcl_fast.Checkpoint
 assert not {"numba", "gguf"} & set(sys.modules)
 ggcl_fast.convert(sys.argv[1], sys.argv[2], dry_run=True)
@@ -89,6 +89,7 @@ assert "gguf" in sys.modules and not {"numba", "tqdm"} & set(sys.modules)
 
 
 def test_one_small_file_is_converted_without_numba() -> None:
+    """And a command has begun, and minds signals, before numpy is imported."""
     subprocess.run([sys.executable, "-c", IMPORTS, DATA / "adam.ggcl", "out.gguf"], check=True)
 
 
