@@ -2,10 +2,12 @@
 
 What affects several jobs together lives here.  Nothing in this wing knows what is in a file; it hands `Options` on.
 
-========  ====================================================================
-`jobs`    a job, its result, and one job done
-`search`  which files of a folder are checkpoints, and what each becomes
-`pool`    processes that can be stopped, and end with their parent
-`stream`  jobs in, results out
-========  ====================================================================
+==========  ==================================================================
+`jobs`      a job, its result, and one job done
+`search`    which files of a folder are checkpoints, and what each becomes
+`progress`  how far they are, in bytes
+`pool`      processes that can be stopped, and end with their parent
+`flight`    what is in work on an executor
+`stream`    jobs in, results out
+==========  ==================================================================
 """

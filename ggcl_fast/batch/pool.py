@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,12 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Final
 
+from ..storage.outputs import Progress
 from ..storage.system import n_cpus
 from ..storage.urls import StrPath, located
 from ..targets.options import Options
 from .jobs import Job, JobResult, convert_one
+from .progress import Share, Teller, read_told
 
 __all__ = ["Pool", "Work", "is_lost", "process_pool"]
 
@@ -23,6 +26,7 @@ _CLOCK: Final = 0.02  # seconds by which a file system's clock may be behind
 _GRACE: Final = 1.0  # seconds for a worker to undo what it has begun
 
 _stopping = threading.Event()  # in a worker: begin nothing more
+_telling: Progress | None = None  # in a worker whose parent wants to know how far it is
 
 
 class _Ended(BaseException):
@@ -53,16 +57,22 @@ class Work:
             for job in jobs:
                 if _stopping.is_set():
                     break
-                results.append(self.one(job))
+                results.append(self.one(job, _telling))
         except _Ended:  # what was begun has been undone on the way here; a pool would only go on with the next job
             os._exit(_Ended.status)
         return results
 
-    def one(self, job: Job) -> JobResult:
-        """Do one job."""
+    def one(self, job: Job, progress: Progress | None = None) -> JobResult:
+        """Do one job, and tell `progress` of bytes of its source."""
+        options, skip_existing = self.options, self.skip_existing
         if self.since is not None and _is_newer(job.target, self.since):  # no other job of the run writes it
-            return convert_one(job, self.options.replacing(), skip_existing=False)
-        return convert_one(job, self.options, skip_existing=self.skip_existing)
+            options, skip_existing = options.replacing(), False
+        if progress is None:
+            return convert_one(job, options, skip_existing=skip_existing)
+        share = Share(job.source, progress)
+        result = convert_one(job, dataclasses.replace(options, progress=share), skip_existing=skip_existing)
+        share.finish()
+        return result
 
 
 def _is_newer(target: StrPath, since: float) -> bool:
@@ -78,15 +88,24 @@ def is_lost(executor: Executor | None) -> bool:
 
 
 class Pool(ProcessPoolExecutor):
-    """Fresh processes that hold the ends of two pipes, and learn from the closing of the others what to do.
+    """Fresh processes that hold the ends of pipes: the closing of two tells them what to do, by a third they tell.
 
     Nothing that is locked is shared: a worker that is killed can hold up nobody.
     """
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, n_workers: int, *, tells: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         (stop, self._stop), (end, self._end) = context.Pipe(duplex=False), context.Pipe(duplex=False)
-        super().__init__(n_workers, mp_context=context, initializer=_begin_worker, initargs=(stop, end))
+        self._told: connection.Connection | None = None
+        telling = None
+        if tells:
+            self._told, telling = context.Pipe(duplex=False)
+            os.set_blocking(self._told.fileno(), False)
+        super().__init__(n_workers, mp_context=context, initializer=_begin_worker, initargs=(stop, end, telling))
+
+    def told(self) -> int:
+        """Return the bytes of sources that the workers have done since the last call, if they tell it."""
+        return read_told(self._told.fileno()) if self._told is not None else 0
 
     def stop(self) -> None:
         """Let every worker finish the file in its hands, and begin no other."""
@@ -109,8 +128,14 @@ def process_pool(n_workers: int | None = None) -> ProcessPoolExecutor:
     return Pool(n_workers or n_cpus())
 
 
-def _begin_worker(stop: connection.Connection, end: connection.Connection) -> None:
+def _begin_worker(
+    stop: connection.Connection, end: connection.Connection, telling: connection.Connection | None
+) -> None:
     from .. import conversion  # noqa: F401  # what every job needs
+
+    global _telling
+    if telling is not None:
+        _telling = Teller(os.dup(telling.fileno()))
 
     def terminate(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

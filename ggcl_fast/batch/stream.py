@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import Executor
 from itertools import islice
-from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Literal
 
 from ..storage.identity import Claims
@@ -16,8 +15,10 @@ from ..storage.system import n_cpus
 from ..storage.urls import StrPath
 from ..targets import names
 from ..targets.options import Choices, Options
+from .flight import Flight
 from .jobs import Job, JobResult
-from .pool import Pool, Work, is_lost, process_pool
+from .pool import Work
+from .progress import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,10 +27,6 @@ __all__ = ["CHUNK", "convert_many"]
 
 CHUNK: Final = 8
 """Jobs sent to a worker together: sending costs 0.2 ms, a seventh of converting 2 MB."""
-
-_ALONE: Final = 2  # times that a job was lost with others, before it is done alone
-_LOST: Final = "the executor gave up what it had to do: the way to it may be lost"
-_LOOK: Final = 0.1  # seconds between two looks at whether to stop, or whether an executor is lost
 
 
 def convert_many(
@@ -78,7 +75,8 @@ def convert_many(
         Set it, from a signal handler or another thread, and no other job begins; the results of those in work still
         come.  An `executor` that was given finishes the chunks in work.
     options
-        For `convert`: force, ff, fsync, check_finite and so on.
+        For `convert`: force, ff, fsync, check_finite and so on.  `progress` is called here, while a result is waited
+        for, with the bytes of sources that are done since its last call.  With an `executor`, when results come.
 
     Yields
     ------
@@ -99,16 +97,20 @@ def convert_many(
     """
     if on_error not in ("return", "raise"):
         raise ValueError(f"on_error must be 'return' or 'raise', not {on_error!r}")
-    work = Work(Options(**options), skip_existing=skip_existing)
+    given = Options(**options)
+    work = Work(dataclasses.replace(given, progress=None), skip_existing=skip_existing)
+    tally = Tally(given.progress) if given.progress is not None else None
     source = _Jobs((Job(*job) for job in jobs), work.options, stop)
     if isinstance(jobs, Sequence):
         source.expect([Job(*job) for job in jobs])
     if executor is None and workers == 1:
-        results = _here(source, work)
+        results = _here(source, work, tally)
     else:
         chunk = max(1, chunk)
         n_chunks = max(1, -(-window // chunk)) if window is not None else 16 * (workers or n_cpus())
-        results = _elsewhere(source, work, executor, workers, n_chunks, chunk)
+        results = _elsewhere(source, Flight(work, executor, workers, tally), n_chunks, chunk)
+    if tally is not None:
+        results = _tallied(results, tally)
     return _raising(results) if on_error == "raise" else results
 
 
@@ -152,19 +154,16 @@ class _Jobs:
             yield self._refused.pop(0)
 
 
-def _here(jobs: _Jobs, work: Work) -> Iterator[JobResult]:
+def _here(jobs: _Jobs, work: Work, tally: Tally | None) -> Iterator[JobResult]:
     """Do one job after the other."""
     while some := jobs.take(1):
         yield from jobs.refused()
-        yield work.one(some[0])
+        yield work.one(some[0], tally.share if tally is not None else None)
     yield from jobs.refused()
 
 
-def _elsewhere(
-    jobs: _Jobs, work: Work, executor: Executor | None, workers: int | None, n_chunks: int, chunk: int
-) -> Iterator[JobResult]:
-    """Send jobs to `executor`, or to a pool of our own, up to `n_chunks` at a time."""
-    flight = _Flight(work, executor, workers)
+def _elsewhere(jobs: _Jobs, flight: Flight, n_chunks: int, chunk: int) -> Iterator[JobResult]:
+    """Send jobs to an executor, up to `n_chunks` at a time."""
     stopping = False
     try:
         while True:
@@ -180,106 +179,18 @@ def _elsewhere(
                 if jobs.stopped or not flight.lost:
                     return
                 continue
-            looks = jobs.stop is not None or executor is not None
-            done, _ = wait(flight.pending, _LOOK if looks else None, FIRST_COMPLETED)
-            if not done and is_lost(executor):
-                raise BrokenExecutor(_LOST)
-            for future in done:
+            for future in flight.wait(looks=jobs.stop is not None):
                 yield from flight.land(future)
     finally:
         flight.end()
 
 
-class _Flight:
-    """The jobs in work on an executor.
-
-    Where a pool of our own breaks, because one of its workers died, all that it had in hand is lost, and nobody knows
-    whose fault it was.  A new pool gets each of these jobs by itself, a few at a time; if that breaks too, the few are
-    done one by one, and the one that breaks the pool once more has failed.
-    """
-
-    def __init__(self, work: Work, executor: Executor | None, workers: int | None) -> None:
-        self._work = work
-        self._again = work.again(time.time())
-        self._executor = self._pool = executor
-        self._workers = workers or n_cpus()
-        self._is_ending = False
-        self.lost: list[tuple[Job, int]] = []
-        self.pending: dict[Future[list[JobResult]], tuple[list[Job], int, Executor]] = {}
-
-    def has_room(self, n_chunks: int) -> bool:
-        """Tell whether more jobs can be sent."""
-        return not self.lost and len(self.pending) < n_chunks
-
-    def send(self, jobs: list[Job], times_lost: int = 0) -> Iterator[JobResult]:
-        """Send some jobs; yield what fails at once."""
-        if self._pool is None:
-            self._pool = process_pool(self._workers)
-        pool = self._pool
-        try:
-            future = pool.submit(self._again if times_lost else self._work, jobs)
-        except BrokenExecutor as error:
-            yield from self._lose(jobs, times_lost, pool, error)
-        except (RuntimeError, OSError) as error:
-            raise BrokenExecutor(f"the executor takes no more work: {error}") from error
-        else:
-            self.pending[future] = jobs, times_lost, pool
-
-    def land(self, future: Future[list[JobResult]]) -> Iterator[JobResult]:
-        """Yield what became of jobs whose future is done."""
-        jobs, times_lost, pool = self.pending.pop(future)
-        if future.cancelled():
-            if not self._is_ending:  # nor was it us
-                raise BrokenExecutor(_LOST)
-            return
-        problem = future.exception()
-        if isinstance(problem, BrokenExecutor):
-            yield from self._lose(jobs, times_lost, pool, problem)
-        elif isinstance(problem, Exception):
-            yield from _failed(jobs, problem)
-        elif problem is not None:
-            raise problem
-        else:
-            yield from future.result()
-
-    def _lose(self, jobs: list[Job], times_lost: int, pool: Executor, error: BrokenExecutor) -> Iterator[JobResult]:
-        if pool is self._pool:  # and not one before it, of which this is the last to be heard
-            self._pool = self._executor  # None: a new one for the next
-        if self._executor is not None or times_lost == _ALONE:
-            yield from _failed(jobs, error)
-        else:
-            self.lost += ((job, times_lost + 1) for job in jobs)
-
-    def send_again(self) -> Iterator[JobResult]:
-        """Send jobs that were lost: as many as there are workers, and those lost twice alone."""
-        self.lost.sort(key=itemgetter(1), reverse=True)
-        while self.lost:
-            job, times_lost = self.lost[-1]
-            if len(self.pending) >= (1 if times_lost == _ALONE else self._workers):
-                return
-            self.lost.pop()
-            yield from self.send([job], times_lost)
-
-    def stop(self) -> None:
-        """Let what is in work be finished, and nothing else begin."""
-        self._is_ending = True
-        for future in self.pending:
-            future.cancel()
-        if isinstance(self._pool, Pool) and self._executor is None:
-            self._pool.stop()
-
-    def end(self) -> None:
-        """Leave nothing behind."""
-        self._is_ending = True
-        for future in self.pending:
-            future.cancel()
-        if isinstance(self._pool, Pool) and self._executor is None:
-            self._pool.end(now=bool(self.pending))
-
-
-def _failed(jobs: list[Job], error: Exception) -> Iterator[JobResult]:
-    for job in jobs:
-        yield JobResult(job, "failed", None, error)
+def _tallied(results: Iterator[JobResult], tally: Tally) -> Iterator[JobResult]:
+    """Yield `results`, having told how far all is."""
+    with contextlib.closing(results):  # type: ignore[type-var]
+        for result in results:
+            tally.land(result)
+            yield result
 
 
 def _raising(results: Iterator[JobResult]) -> Iterator[JobResult]:

@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 from .terminal import ENGINES, LONG_WORK, Advance, Stopped, fail, leave, shown, signals_as_exceptions, words_of
 
 if TYPE_CHECKING:
+    from ..inspection.made import Made
     from ..inspection.summary import Summary
 
 __all__ = ["main", "run"]
@@ -103,19 +104,21 @@ def _fail(message: str, status: int = 1) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from ..inspection import plot
+    from ..inspection.summary import Summary
     from .tables import SORTED, json_lines, markdown, text
 
     if args.plot:
         plot.check(args.plot, force=args.force)  # before the files are read
-    read = [_summary(path, args.engine) for path in args.files]
-    summaries = [one for one in read if one is not None]
+    read = [_look_at(path, args.engine) for path in args.files]
+    summaries = [one for one in read if isinstance(one, Summary)]
+    made = [one for one in read if one is not None and not isinstance(one, Summary)]
     if args.sort:
         summaries.sort(key=SORTED[args.sort])
     for one in summaries:
         for warning in one.warnings:
             print(f"ggcl-info: warning: {shown(one.source)}: {warning}", file=sys.stderr)
     show: Callable[..., Iterator[str]] = json_lines if args.json else markdown if args.markdown else text
-    for line in show(summaries, tensors=not args.no_tensors, alone=len(args.files) == 1):
+    for line in show(summaries, made, tensors=not args.no_tensors, alone=len(args.files) == 1):
         print(line)
     if args.plot and summaries:
         plot.draw(summaries, args.plot, force=args.force)
@@ -125,13 +128,17 @@ def _run(args: argparse.Namespace) -> int:
     return _UNWANTED if any(one.verdict in args.fail_on for one in summaries) else 0
 
 
-def _summary(path: str, engine: Any) -> Summary | None:
-    """Return the summary of one file; None where there is none, and a line has said why."""
+def _look_at(path: str, engine: Any) -> Summary | Made | None:
+    """Return what there is to know of one file; None where that is nothing, and a line has said why."""
     try:
         return _read(path, engine)
     except (CheckpointError, OSError) as error:
-        _fail(words_of(error))
-    return None
+        from ..inspection.made import look_at_made
+
+        made = look_at_made(path)
+        if made is None:
+            _fail(words_of(error))
+        return made
 
 
 def _read(path: str, engine: Any) -> Summary:

@@ -107,11 +107,15 @@ def _results(task: Task, args: Namespace, signals: Signals, display: _Display) -
     from ..batch.stream import CHUNK, convert_many
 
     gc.enable()  # this process lives longer than one conversion
-    jobs, answered, options = task.jobs, list[JobResult](), task.options
+    jobs, answered = task.jobs, list[JobResult]()
+    options = dataclasses.replace(task.options, progress=display.progress)
     if args.dask and not options.force:
         # A cluster does a task again whose result it lost: it must not stumble over its own output.
         jobs, answered = _sift(jobs, args)
         options = options.replacing()
+        if display.progress is not None:
+            left = set(jobs)
+            display.progress(sum(size for job, size in zip(task.jobs, task.sizes) if job not in left))
     yield from answered
     with _executor(args) as (executor, n_workers):
         n_workers = n_workers or max(1, min(args.jobs or n_cpus(), len(jobs)))
@@ -204,10 +208,9 @@ class _Display:
     def __init__(self, task: Task, args: Namespace, bar: Any = None) -> None:
         self._args = args
         self._bar = bar
-        self._sizes = dict(zip(task.jobs, task.sizes))
         self._done = f"/{len(task.jobs)} files" if not task.alone else ""
         self._n_done = 0
-        self.progress = Advance(bar) if bar is not None and task.alone else None
+        self.progress = Advance(bar) if bar is not None else None
 
     def show(self, result: JobResult) -> None:
         """Show one result."""
@@ -219,7 +222,6 @@ class _Display:
             self._print(result)
         if self._done:
             self._bar.set_postfix_str(f"{self._n_done}{self._done}", refresh=False)
-            self._bar.update(self._sizes.get(result.job, 0))
 
     def _print(self, result: JobResult) -> None:
         args, report = self._args, result.report

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import printable
+from ..inspection.made import Made
 from ..inspection.summary import Summary
 from .terminal import shown
 
 __all__ = ["SORTED", "json_lines", "markdown", "plain", "text"]
 
 _COLUMNS: Final = 40, 100, 200  # of a terminal: at least, where there is none, and at most
+_SHORT: Final = 8  # characters of a fingerprint
 _FORMATS: Final = {
     "ggcl": "a finetune checkpoint (ggcl)",
     "gguf": "a finetune checkpoint in GGUF form",
@@ -49,8 +51,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def json_lines(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> Iterator[str]:  # noqa: ARG001
+def json_lines(
+    summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bool, alone: bool  # noqa: ARG001
+) -> Iterator[str]:  # fmt: skip
     """Yield a JSON object for each."""
+    for other in made:
+        yield json.dumps({**other._asdict(), "verdict": None})
     for one in summaries:
         row = {**plain(one), "loss": plain(one.loss)}
         if not tensors:
@@ -58,10 +64,11 @@ def json_lines(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> I
         yield json.dumps(row, allow_nan=False)
 
 
-def text(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> Iterator[str]:
+def text(summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bool, alone: bool) -> Iterator[str]:
     """Yield the lines for a terminal: all of one file where it is `alone`, otherwise a row for each."""
+    yield from map(_made, made)
     if not alone:
-        yield from _aligned(_rows(summaries), right=_ROWS_RIGHT)
+        yield from _aligned(_rows(summaries), right=_ROWS_RIGHT) if summaries else ()
         yield from _remarks(summaries)
         return
     for one in summaries:
@@ -79,10 +86,11 @@ def text(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> Iterato
             yield from _aligned(_tensor_rows(one), right=_TENSORS_RIGHT)
 
 
-def markdown(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> Iterator[str]:
+def markdown(summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bool, alone: bool) -> Iterator[str]:
     """Yield the same as Markdown."""
+    yield from (f"{_escaped(_made(one))}\n" for one in made)
     if not alone:
-        yield from _table(_rows(summaries), right=_ROWS_RIGHT)
+        yield from _table(_rows(summaries), right=_ROWS_RIGHT) if summaries else ()
         remarks = list(_remarks(summaries))
         yield from (f"{'' if i else chr(10)}- {_escaped(line)}" for i, line in enumerate(remarks))
         return
@@ -93,6 +101,21 @@ def markdown(summaries: Sequence[Summary], *, tensors: bool, alone: bool) -> Ite
         if tensors:
             yield "\n## Tensors\n"
             yield from _table(_tensor_rows(one), right=_TENSORS_RIGHT)
+
+
+def _made(one: Made) -> str:
+    """Say in a line what a model or folder is that has a training in it."""
+    if one.format == "peft":
+        facts = ["an adapter for Hugging Face's PEFT"]
+        facts += [f"rank {one.rank}"] if one.rank is not None else []
+    else:
+        training = printable((one.training or "unknown")[:_SHORT])
+        facts = [f"a model with {printable(one.holds or 'something')} of training {training}"]
+        facts += [f"made by ggcl_fast {printable(one.version or 'unknown')}"]
+    facts += [f"called {printable(one.name)}"] if one.name else []
+    facts += [f"upon {printable(one.base)}"] if one.base else []
+    facts += [f"{one.n_tensors:,} tensors"] if one.n_tensors is not None else []
+    return f"{shown(one.source)}: {', '.join([*facts, f'{one.nbytes:,} bytes'])}"
 
 
 _TITLES: Final = {"adam": "Adam", "lbfgs": "L-BFGS"}

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from .layout import GGCL_MAGIC, GGLA_MAGIC, GGUF_MAGIC
 
-__all__ = ["GGCL", "GGLA", "GGUF", "HOLDS", "LONGEST_SIGNATURE", "MADE_BY", "Format", "found", "recognise"]
+__all__ = ["GGCL", "GGLA", "GGUF", "HOLDS", "LONGEST_SIGNATURE", "MADE_BY", "TRAINING", "Format", "found", "recognise"]
 
 
 class Format(NamedTuple):
@@ -82,6 +82,8 @@ MADE_BY: Final = "ggcl_fast.version"
 """Key of a GGUF file that this project wrote, checkpoints apart, which are what the old script wrote."""
 HOLDS: Final = "ggcl_fast.holds"
 """Key of a model among them: how much of a training is in it."""
+TRAINING: Final = "ggcl_fast.training"
+"""Key of all of them: by what training they came to be."""
 LONGEST_SIGNATURE: Final = 262
 """Bytes of a file that `recognise` asks for."""
 

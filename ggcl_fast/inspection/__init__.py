@@ -10,6 +10,7 @@ What affects numbers that describe a checkpoint lives here.  Nothing in this win
 `models`     which base model a shape belongs to
 `verdict`    whether a training is sound
 `summarise`  all of it put together
+`made`       models and folders that this project wrote, of which there is less to say
 `plot`       pictures of it
 ===========  ==========================================================================
 """

@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, printable
 from ..formats.gguf_writer import KeyValue, packed
-from ..formats.signatures import HOLDS, MADE_BY
+from ..formats.signatures import HOLDS, MADE_BY, TRAINING
 from ..storage.sources import read_at
 from ..storage.urls import last_part
 from .options import Options
@@ -39,7 +39,6 @@ __all__ = [
     "refuse_twice",
 ]
 
-_TRAINING: Final = "ggcl_fast.training"
 ALL: Final = "every delta"
 """Of a merged model."""
 NORMS: Final = "deltas of norms"
@@ -57,7 +56,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
     It is the same for a checkpoint and the adapter beside it; an adapter that this project wrote tells it.
     """
-    known = checkpoint.extra.get(_TRAINING)
+    known = checkpoint.extra.get(TRAINING)
     if isinstance(known, str):
         return known
     digest = hashlib.blake2b(digest_size=16)
@@ -84,10 +83,10 @@ def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
     holds = base.header.keys.get(HOLDS)
     has_norms = any(pair.is_norm for pair in checkpoint.pairs)
     twice = holds == ALL or (holds == NORMS and has_norms)
-    if twice and base.header.keys.get(_TRAINING) == fingerprint(checkpoint):
+    if twice and base.header.keys.get(TRAINING) == fingerprint(checkpoint):
         raise CheckpointError(
             f"this model has {holds} of the same training already: they would count twice", source=base.source.name,
-            field=_TRAINING, found=checkpoint.source.name, expected="another training",
+            field=TRAINING, found=checkpoint.source.name, expected="another training",
             hint="hand in the model that it was made from; --force (force=True) adds " + adds + " all the same",
         )  # fmt: skip
 
@@ -168,7 +167,7 @@ def _of_base(options: Options, base: BaseModel | None) -> list[KeyValue]:
 
 
 def _of_training(checkpoint: Checkpoint, holds: str | None) -> list[KeyValue]:
-    facts = {MADE_BY: __version__, _TRAINING: fingerprint(checkpoint), HOLDS: holds}
+    facts = {MADE_BY: __version__, TRAINING: fingerprint(checkpoint), HOLDS: holds}
     return [KeyValue(key, value, _T.STRING) for key, value in facts.items() if value is not None]
 
 

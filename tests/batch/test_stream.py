@@ -220,18 +220,23 @@ def test_a_pool_that_breaks_is_replaced(tmp_path: Path) -> None:
 
 
 KILLER = """
-import os, sys, ggcl_fast
+import os, sys, time, ggcl_fast
 import ggcl_fast.batch.pool as pool
 one = pool.Work.one
-def deadly(self, job):
+def deadly(self, job, progress):
     if job.source.endswith("13.ggcl"):
+        progress(1000)  # of what is done again, and again
+        time.sleep(0.15)
+        progress(1000)
         os._exit(7)
-    return one(self, job)
+    return one(self, job, progress)
 pool.Work.one = deadly
 if __name__ == "__main__":
     jobs = [(f"{sys.argv[1]}/{i:02}.ggcl", f"{sys.argv[2]}/{i:02}.gguf") for i in range(40)]
-    for result in ggcl_fast.convert_many(jobs, workers=2, chunk=4):
+    told = []
+    for result in ggcl_fast.convert_many(jobs, workers=2, chunk=4, progress=told.append):
         print(result.job.source[-7:], result.status, type(result.error).__name__)
+    assert min(told) > 0 and sum(told) == 40 * os.path.getsize(jobs[0][0]), told
 """
 
 

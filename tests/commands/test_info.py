@@ -120,6 +120,61 @@ def test_an_adapter_without_an_optimizer_is_shown() -> None:
         assert any(" - " in line for line in show([summary, summary], tensors=True, alone=False))
 
 
+# --- what is made of them -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that is made of a checkpoint and its base model."""
+    folder = tmp_path_factory.mktemp("made")
+    for to in ("merged", "adapter", "peft"):
+        ggcl_fast.convert(DATA / "trained.ggcl", folder / to, to=to, base=DATA / "base.gguf")
+    return folder
+
+
+@pytest.mark.parametrize("target", ["merged", "adapter", "base-adapter.gguf", "peft"])
+@pytest.mark.parametrize("how", ["--json", "--markdown", None])
+def test_everything_that_is_written_is_told(
+    how: str | None, target: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*([how] if how else []), str(made / target)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert (json.loads(out)["source"] == str(made / target)) if how == "--json" else (target in out)
+
+
+def test_a_model_says_how_much_of_which_training_it_has(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("peft", "merged", "base-adapter.gguf", "adapter")
+    assert main([*(str(made / name) for name in names), TRAINED]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*/peft: an adapter for Hugging Face's PEFT, rank 4, [\d,]+ bytes", lines[0])
+    by = f"made by ggcl_fast {ggcl_fast.__version__}, called"
+    merged = re.fullmatch(
+        rf".*/merged: a model with every delta of training (\w{{8}}), {by} tiny \+ trained, upon tiny, 21 tensors, .*",
+        lines[1],
+    )
+    norms = re.fullmatch(rf".*: a model with deltas of norms of training (\w{{8}}), {by} .* \(norms\), .*", lines[2])
+    assert merged is not None
+    assert norms is not None
+    assert merged[1] == norms[1]
+    assert [line.split()[0] for line in lines[3:6]] == ["verdict", "healthy", "healthy"]
+    main(["--json", str(made / "merged")])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["format"], told["holds"], told["base"], told["verdict"]) == ("model", "every delta", "tiny", None)
+
+
+@pytest.mark.parametrize("config", [b"", b"[" * 100_000, b"[]", b'{"peft_type": "IA3"}', b"\xff"])
+def test_a_folder_that_is_no_adapter_is_an_error(
+    config: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(config)
+    assert main([str(tmp_path), str(DATA / "base.gguf")]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert [line.startswith("ggcl-info: error: ") for line in err] == [True, True]
+    assert err[0].endswith("Is a directory")
+    assert "a base model" in err[1]
+
+
 # --- several files --------------------------------------------------------------------------------------------------
 
 
