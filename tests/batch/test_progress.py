@@ -64,18 +64,16 @@ def test_bytes_are_told_while_a_file_is_in_work(workers: int, tmp_path: Path) ->
     source, pipe, told = tmp_path / "in.ggcl", tmp_path / "pipe", list[int]()
     with source.open("wb") as file:
         write_checkpoint(file, Shape(n_vocab=100_000))
-    size, is_half_told = source.stat().st_size, threading.Event()
+    size, is_half_told, is_over = source.stat().st_size, threading.Event(), threading.Event()
     os.mkfifo(pipe)
+    theirs = open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115
 
     def read() -> None:
-        with pipe.open("rb") as file:
-            file.read(size // 2)
-            for _ in range(100):  # a worker tells when it does something
-                if is_half_told.wait(0.05):
-                    break
-                file.read(size // 1000)
-            while file.read(1 << 20):
-                pass
+        n, step = 0, 1 << 20
+        while not is_over.wait(0.005 if n < size // 2 else 0):
+            if n >= size // 2 and not is_half_told.wait(0.05):
+                step = size // 100  # a worker tells when it does something
+            n += len(theirs.read(step) or b"")
 
     def tell(nbytes: int) -> None:
         told.append(nbytes)
@@ -85,7 +83,9 @@ def test_bytes_are_told_while_a_file_is_in_work(workers: int, tmp_path: Path) ->
     reader = threading.Thread(target=read)
     reader.start()
     [result] = convert_many([Job(source, pipe)], workers=workers, progress=tell)
+    is_over.set()
     reader.join()
+    theirs.close()
     assert result.error is None
     assert is_half_told.is_set()
     assert len(told) > 1
