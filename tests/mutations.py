@@ -16,12 +16,13 @@ import numpy as np
 from ggcl_fast import CheckpointError, open_checkpoint
 from ggcl_fast.inspection.summarise import summarise
 from ggcl_fast.readers import ggcl
-from ggcl_fast.readers.engine import Engine, compiled
+from ggcl_fast.readers.engine import Engine
 from ggcl_fast.storage.outputs import Nowhere
 from ggcl_fast.targets import checkpoint as finetune_gguf
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from .adapters import Type, adapter_bytes, foreign_ggla, made
+from .engines import COMPILED_OR_NOT, warm
 from .gguf_parts import converted, ggla_bytes, ggla_marks, ggla_records, marks, version_1
 
 ONES: Final = dict.fromkeys(RANKS, 1)
@@ -49,7 +50,6 @@ BASES: Final = (
 )  # fmt: skip
 """Sound files small enough to be tried by the thousand."""
 
-ENGINES: Final[tuple[Engine, ...]] = ("numba", "python")
 LONGEST: Final = 1.0  # seconds that opening may take
 MEMORY: Final = 8  # times the file that opening may allocate at most, and
 CONSTANT: Final = 4 << 20  # bytes besides: the kept names and plan of up to 512 layers
@@ -184,8 +184,8 @@ def verdict(data: bytes, engine: Engine, *, traced: bool = False) -> tuple[str, 
 
 def examine(data: bytes, *, traced: bool = False) -> None:
     """Hold that the three ways through the records say the same of `data`, and that nothing else goes wrong."""
-    compiled()  # once in a process, and not a matter of the file
-    said = verdict(data, "numba", traced=traced)
+    warm()
+    said = verdict(data, COMPILED_OR_NOT[0], traced=traced)
     assert said == verdict(data, "python", traced=traced)
     if data.startswith(b"lcgg"):
         with mock.patch.object(ggcl, "prove", return_value=False):  # so that the sweep is interpreted

@@ -13,6 +13,10 @@ from bench.measure import measure
 from ggcl_fast import convert, open_checkpoint
 from ggcl_fast.inspection import survey
 
+from .engines import needs_numba
+
+pytestmark = needs_numba  # against which the others are compared
+
 TINY = Sizes(large=5_000_000, small=100_000, n_files=2, n_tensors=200, rounds_large=1, rounds_small=1)
 
 

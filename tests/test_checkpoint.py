@@ -13,6 +13,7 @@ from ggcl_fast.readers.engine import Engine
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import reference
+from .engines import COMPILED_OR_NOT
 from .reference import DATA, FIXTURES
 
 
@@ -78,7 +79,7 @@ def test_unknown_tensors_are_key_errors() -> None:
         checkpoint.tensors["blk.2.attn_q.weight.lora_a"]
 
 
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_every_kind_of_buffer(engine: Engine) -> None:
     data = (DATA / "adam.ggcl").read_bytes()
     expected = reference.read(data)[1]["output_norm.weight.lora_a"][1][0]

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gguf
 import numpy as np
@@ -22,6 +22,7 @@ from ggcl_fast.targets import TARGETS
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from . import reference
+from .engines import COMPILED_OR_NOT, ENGINES
 from .models import BASE
 from .reference import DATA, FIXTURES
 
@@ -32,7 +33,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("engine", get_args(Engine))
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_real_files_convert_to_the_expected_bytes(fixture: str, engine: Engine, tmp_path: Path) -> None:
     assert sha256(DATA / fixture) == EXPECTED[fixture]["source_sha256"]
@@ -43,7 +44,7 @@ def test_real_files_convert_to_the_expected_bytes(fixture: str, engine: Engine, 
     assert os.listdir(tmp_path) == ["out.gguf"]
 
 
-@pytest.mark.parametrize("engine", get_args(Engine))
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_the_command_converts_real_files_to_the_expected_bytes(fixture: str, engine: Engine, tmp_path: Path) -> None:
     target = tmp_path / "out.gguf"
@@ -115,7 +116,7 @@ shapes = st.builds(
 
 
 @settings(max_examples=60, deadline=None)
-@given(shape=shapes, engine=st.sampled_from(["numba", "python"]), seed=st.integers(0, 9))
+@given(shape=shapes, engine=st.sampled_from(COMPILED_OR_NOT), seed=st.integers(0, 9))
 def test_any_shape_converts(shape: Shape, engine: Engine, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     if shape.n_layer == 0 and shape.n_ff is not None:
         shape = Shape(**{**vars(shape), "n_ff": None})  # nothing in such a file could tell
@@ -134,11 +135,11 @@ def test_large_files_stream_to_the_same_bytes(tmp_path: Path) -> None:
     data = checkpoint_bytes(shape)
     source = tmp_path / "big.ggcl"
     source.write_bytes(data)
-    for engine in ("numba", "python"):
+    for engine in COMPILED_OR_NOT:
         ggcl_fast.convert(source, tmp_path / f"{engine}.gguf", engine=engine)
     with ggcl_fast.open_checkpoint(data) as checkpoint:
         ggcl_fast.convert(checkpoint, tmp_path / "memory.gguf")
-    assert len({sha256(tmp_path / f"{name}.gguf") for name in ("numba", "python", "memory")}) == 1
+    assert len({sha256(tmp_path / f"{name}.gguf") for name in (*COMPILED_OR_NOT, "memory")}) == 1
     check_read_back(data, tmp_path / "memory.gguf")
 
 

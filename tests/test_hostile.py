@@ -5,7 +5,6 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,13 +14,14 @@ import ggcl_fast
 from ggcl_fast import CheckpointError, NotACheckpointError, TruncatedError, open_checkpoint
 from ggcl_fast.formats import layout
 from ggcl_fast.readers import engine, ggcl, sweep
-from ggcl_fast.readers.engine import Engine, compiled
+from ggcl_fast.readers.engine import Engine
 from ggcl_fast.storage import sources
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
 from . import reference
+from .engines import COMPILED_OR_NOT, warm
 from .hostile import ADAM, HOSTILE, LBFGS, ODD, Hostile, places, put, with_header, with_name
-from .mutations import BASES, ENGINES, GUARDED, ONES, examine, mutate, verdict, within_bounds
+from .mutations import BASES, GUARDED, ONES, examine, mutate, verdict, within_bounds
 
 BAD = pytest.mark.parametrize("bad", HOSTILE.values(), ids=HOSTILE)
 
@@ -39,7 +39,7 @@ def corpus() -> Iterator[bytes]:
 
 
 @BAD
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_a_bad_file_is_told_by_kind_place_and_words(bad: Hostile, engine: Engine) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(GUARDED.holding(bad.data()), engine=engine)
@@ -69,7 +69,7 @@ def test_a_real_file_cut_at_any_byte_is_an_error() -> None:
     view = memoryview(ADAM)
     for size in range(len(ADAM)):
         with pytest.raises(TruncatedError if size >= 4 else NotACheckpointError):
-            open_checkpoint(view[:size], engine="numba")
+            open_checkpoint(view[:size], engine=COMPILED_OR_NOT[0])
 
 
 # --- what is odd, and converted all the same ------------------------------------------------------------------------
@@ -90,7 +90,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 @pytest.mark.parametrize(("name", "shown"), NAMES.values(), ids=NAMES)
 def test_tensors_with_strange_names_are_taken_by_position(
     name: bytes, shown: str, engine: Engine, tmp_path: Path
@@ -190,6 +190,7 @@ def test_any_bytes_behind_the_magic_are_refused(tail: bytes, words: list[int]) -
 
 
 def test_the_pass_with_bounds_checks_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba")
     signature = engine.compiled().nopython_signatures[0]
     checked = numba.njit(signature, boundscheck=True)(sweep.sweep)
     words = np.zeros(100, np.uint32)
@@ -207,12 +208,12 @@ def test_the_pass_and_its_interpreted_twin_say_the_same() -> None:
         examine(data)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_claimed_layers_cost_nothing(engine: Engine) -> None:
     """A header may claim as many layers as the file's size allows: they are found out before they cost anything."""
     data = checkpoint_bytes(Shape(n_layer=0, n_embd=1, n_vocab=1, n_mult=1, ranks=ONES)) + bytes(10_000_000)
     claimed = put(data, 36, "<I", len(data) // 432 - 1)
-    compiled()
+    warm()
     with pytest.raises(CheckpointError, match=r"tensor 6 .*n_dims"), within_bounds(len(data) // 4, traced=True):
         open_checkpoint(claimed, engine=engine)
 
@@ -244,6 +245,6 @@ def test_a_size_is_no_proof(start: bytes, message: str, tmp_path: Path) -> None:
 
 def test_real_layers_cost_in_proportion() -> None:
     data = checkpoint_bytes(Shape(n_layer=2000, n_embd=1, n_vocab=1, n_mult=1, n_ff=1, ranks=ONES))
-    engine.compiled()
+    warm()
     with within_bounds(len(data), traced=True):
-        open_checkpoint(data, engine="numba")
+        open_checkpoint(data, engine=COMPILED_OR_NOT[0])

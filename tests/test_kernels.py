@@ -9,6 +9,10 @@ from ggcl_fast.formats import sums
 from ggcl_fast.inspection import survey
 from ggcl_fast.readers import engine
 
+from .engines import needs_numba
+
+pytestmark = needs_numba
+
 KERNELS: dict[str, Callable[[], Any]] = {  # of partials, what is called first
     "sweep": engine.compiled,
     "survey": lambda: vars(survey)["compiled"]().survey.args[0],

@@ -22,10 +22,10 @@ from ggcl_fast import CheckpointError, Job, convert_many, open_checkpoint
 from ggcl_fast.checkpoint import Format
 from ggcl_fast.commands import convert as convert_command
 from ggcl_fast.commands import info as info_command
-from ggcl_fast.readers.engine import ENGINES
 from ggcl_fast.storage import sources
 from ggcl_fast.targets import TARGETS
 
+from .engines import ENGINES
 from .routes import PAIRS, Route
 from .test_routes import refusal
 

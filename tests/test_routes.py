@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ggcl_fast.readers.engine import compiled
 from ggcl_fast.targets import TARGETS
 
+from .engines import warm
 from .hostile import places, with_values
 from .hostile_gguf import HOSTILE_GGUF
 from .routes import CHECKPOINTS, MODELS, PAIRS, ROUTES, Route, altered, contents, hold, trained
@@ -43,7 +43,7 @@ def test_every_option_of_every_target_has_a_route() -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: "-".join(map(str, route)))
 def test_sound_files_become_what_the_reference_says(route: Route) -> None:
-    compiled()
+    warm()
     for data, base in PAIRS:
         said, expected = hold(data, base, route), refusal(data, base, route)
         assert expected in said
@@ -53,7 +53,7 @@ def test_sound_files_become_what_the_reference_says(route: Route) -> None:
 @settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pair=st.sampled_from(PAIRS), route=st.sampled_from(ROUTES), rng=st.randoms(use_true_random=False))
 def test_mutations_are_converted_right_or_refused(pair: tuple[bytes, bytes], route: Route, rng: random.Random) -> None:
-    compiled()  # once in a process, and not a matter of the file
+    warm()
     hold(*altered(pair, route, rng), route, traced=True)
 
 

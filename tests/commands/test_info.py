@@ -21,6 +21,7 @@ from ggcl_fast.commands.info import main
 from ggcl_fast.commands.tables import plain
 from ggcl_fast.inspection import plot
 
+from ..engines import COMPILED_OR_NOT
 from ..hostile import ADAM, ODD, put, with_header, with_values
 from ..reference import DATA, FIXTURES
 
@@ -329,7 +330,7 @@ def test_help_has_examples_and_version_the_version(capsys: pytest.CaptureFixture
         assert expected in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_engines_say_the_same(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys, "--engine", engine, TRAINED) == shown(capsys, TRAINED)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ggcl_fast.formats.gguf_writer import _packed_infos
 from ggcl_fast.formats.schema import _schema, schemas
-from ggcl_fast.readers.engine import compiled
 from ggcl_fast.testing import RANKS, SHAPE_7B, SHAPE_13B, Shape, checkpoint_bytes
 
+from ..engines import warm
 from ..gguf_parts import converted
 
 
@@ -25,7 +25,7 @@ def test_what_is_kept_for_the_next_file_is_small() -> None:
         checkpoint_bytes(Shape(n_layer=n, n_embd=1, n_vocab=1, n_mult=1, n_ff=1, ranks=ranks))
         for n in range(1500, 1508)
     ]  # fmt: skip
-    compiled()  # which "auto" would do on the way
+    warm()  # which "auto" would do on the way
     converted(files[0])
     _schema.cache_clear()
     _packed_infos.cache_clear()

@@ -10,6 +10,8 @@ import pytest
 
 from ggcl_fast.formats import sums
 
+from ..engines import needs_numba
+
 Type = gguf.GGMLQuantizationType
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -69,6 +71,7 @@ def boundaries(n_bits: int) -> Iterator[Floats]:
             yield -beside
 
 
+@needs_numba
 def test_every_finite_half_is_read_and_written_as_it_is() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16)
     finite = halves[np.isfinite(halves.view(np.float16))]
@@ -76,6 +79,7 @@ def test_every_finite_half_is_read_and_written_as_it_is() -> None:
     compare(locked(finite), np.zeros(len(finite), np.float32), Type.F16, plain=False)
 
 
+@needs_numba
 @pytest.mark.parametrize(("type", "n_bits"), [(Type.F16, 13), (Type.BF16, 16)])
 def test_every_boundary_of_rounding(type: Type, n_bits: int) -> None:
     for delta in boundaries(n_bits):
@@ -83,6 +87,7 @@ def test_every_boundary_of_rounding(type: Type, n_bits: int) -> None:
         compare(zeros, delta, type, plain=False)
 
 
+@needs_numba
 @TYPES
 def test_random_blocks(type: Type) -> None:
     rng = np.random.default_rng(7)
@@ -97,6 +102,7 @@ def test_random_blocks(type: Type) -> None:
             compare(rows[:part], delta[:256], type)
 
 
+@needs_numba
 @TYPES
 def test_any_bits_of_a_block(type: Type) -> None:
     """Scales and weights of any kind; what is not sound is told and needs no sum."""
@@ -116,6 +122,7 @@ def test_any_bits_of_a_block(type: Type) -> None:
     assert n_sound > 300
 
 
+@needs_numba
 @TYPES
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3.4e38])
 def test_what_is_odd_is_told(type: Type, odd: float) -> None:
@@ -127,6 +134,7 @@ def test_what_is_odd_is_told(type: Type, odd: float) -> None:
     assert told == (type != Type.F32 or not np.isfinite(odd))
 
 
+@needs_numba
 @pytest.mark.parametrize("type", [Type.Q4_0, Type.Q8_0])
 def test_signs_of_zeros_and_of_equal_magnitudes(type: Type) -> None:
     _, block_bytes = gguf.GGML_QUANT_SIZES[type]
@@ -136,6 +144,7 @@ def test_signs_of_zeros_and_of_equal_magnitudes(type: Type) -> None:
         compare(rows, delta, type)
 
 
+@needs_numba
 def test_scales_too_small_to_divide_by_are_told() -> None:
     for type in (Type.Q4_0, Type.Q8_0):
         _, block_bytes = gguf.GGML_QUANT_SIZES[type]

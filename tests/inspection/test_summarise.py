@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 import ggcl_fast
 from ggcl_fast import Checkpoint, CheckpointError, SourceChangedError, Summary, open_checkpoint, summarise
 from ggcl_fast.commands import tables
-from ggcl_fast.inspection import survey, values
+from ggcl_fast.inspection import values
 from ggcl_fast.inspection.summary import Moments, PairSummary, TensorSummary
 from ggcl_fast.inspection.verdict import judge
 from ggcl_fast.readers.engine import Engine
 from ggcl_fast.testing import RANKS, SHAPE_7B, Shape, checkpoint_bytes, write_checkpoint
 
 from .. import reference
+from ..engines import COMPILED_OR_NOT, warm
 from ..hostile import ADAM, LBFGS, ODD, places, put, with_values
 from ..mutations import BASES, mutate
 from ..reference import DATA, FIXTURES
 from .test_survey import plain_values
 
 NAN, INF = math.nan, math.inf
-ENGINES: tuple[Engine, ...] = ("numba", "python")
 
 
 # --- whole checkpoints ----------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ SHAPES = st.builds(
 )
 
 
-@given(SHAPES, st.sampled_from(ENGINES), st.integers(0, 1000))
+@given(SHAPES, st.sampled_from(COMPILED_OR_NOT), st.integers(0, 1000))
 @settings(deadline=None, max_examples=40)
 def test_summaries_of_all_shapes_are_what_numpy_says(shape: Shape, engine: Engine, seed: int) -> None:
     with open_checkpoint(checkpoint_bytes(shape, seed=seed)) as checkpoint:
@@ -94,7 +94,7 @@ def test_summaries_of_all_shapes_are_what_numpy_says(shape: Shape, engine: Engin
         assert summary.ranks == dict(checkpoint.ranks)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 @pytest.mark.parametrize("data", [ODD, *((DATA / name).read_bytes() for name in FIXTURES)], ids=["odd", *FIXTURES])
 def test_summaries_of_real_files_are_what_numpy_says(data: bytes, engine: Engine) -> None:
     with open_checkpoint(data) as checkpoint:
@@ -105,12 +105,12 @@ def test_summaries_of_real_files_are_what_numpy_says(data: bytes, engine: Engine
 def test_memory_need_not_be_aligned(shift: int) -> None:
     data = memoryview(b"x" * shift + ADAM)[shift:]
     with open_checkpoint(data) as odd, open_checkpoint(ADAM) as even:
-        for engine in ENGINES:
+        for engine in COMPILED_OR_NOT:
             assert summarise(odd, engine=engine) == summarise(even, engine=engine)
 
 
 @pytest.mark.parametrize("value", [1e-25, 1e25], ids=["tiny", "huge"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_deltas_beyond_the_range_of_float32_squares(value: float, engine: Engine) -> None:
     data = with_values(8, [value] * 128, with_values(9, [value] * 128))
     with open_checkpoint(data) as checkpoint:
@@ -140,9 +140,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path.unlink()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_memory_is_bounded_and_the_file_not_mapped(large: Path, engine: Engine) -> None:
-    survey.compiled()
+    warm()
     seen = 0
 
     def progress(nbytes: int) -> None:
@@ -164,7 +164,7 @@ def test_memory_is_bounded_and_the_file_not_mapped(large: Path, engine: Engine) 
 
 def test_blocks_add_up_to_tensors(large: Path) -> None:
     with open_checkpoint(large) as checkpoint:
-        summary = summarise(checkpoint, engine="numba")
+        summary = summarise(checkpoint, engine=COMPILED_OR_NOT[0])
         a, b = (checkpoint.tensors[f"output.weight.lora_{end}"].astype(np.float64) for end in "ab")
         second = checkpoint.tensors["optimizer.adam.second_moments"].astype(np.float64)
     (pair,) = (pair for pair in summary.pairs if pair.weight == "output.weight")
@@ -357,7 +357,7 @@ def test_whatever_opens_has_a_summary() -> None:
     assert n_opened > 20
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 @pytest.mark.parametrize("n_embd", [1, 7, 63, 64, 65])
 def test_ranks_beyond_the_length_of_a_weight_are_measured_too(n_embd: int, engine: Engine) -> None:
     data = checkpoint_bytes(Shape(n_layer=1, n_embd=n_embd, n_vocab=300, n_ff=9, ranks=dict.fromkeys(RANKS, 64)))

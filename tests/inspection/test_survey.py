@@ -14,8 +14,12 @@ from ggcl_fast.inspection import survey
 from ggcl_fast.inspection.survey import PLAIN, Kernels, Values
 from ggcl_fast.storage import copying
 
+from ..engines import needs_numba
+
 NAN, INF = math.nan, math.inf
-KERNELS = pytest.mark.parametrize("kernels", [survey.compiled, lambda: PLAIN], ids=["numba", "python"])
+KERNELS = pytest.mark.parametrize(
+    "kernels", [pytest.param(survey.compiled, id="numba", marks=needs_numba), pytest.param(lambda: PLAIN, id="python")]
+)
 FLOATS = hnp.arrays(np.float32, st.integers(0, 300), elements=st.floats(width=32))
 
 
@@ -43,6 +47,7 @@ def test_survey_is_what_numpy_says(kernels: Any, values: npt.NDArray[np.float32]
     assert found.squares == pytest.approx(expected.squares, rel=1e-12)
 
 
+@needs_numba
 @given(FLOATS)
 @settings(deadline=None)
 def test_survey_interpreted_is_survey_compiled(values: npt.NDArray[np.float32]) -> None:
@@ -76,11 +81,13 @@ def test_gram_is_what_numpy_says(kernels: Any, rank: int, n: int) -> None:
     np.testing.assert_allclose(kernels().gram(locked(rows)), wide.T @ wide, rtol=1e-5, atol=1e-6 * n)
 
 
+@needs_numba
 def test_gram_interpreted_is_gram_compiled() -> None:
     rows = locked(np.random.default_rng(1).standard_normal((520, 3)))
     np.testing.assert_allclose(survey._gram_with(survey.gram, rows), survey.compiled().gram(rows), rtol=1e-5)
 
 
+@needs_numba
 def test_small_files_do_not_wait_for_numba_and_large_ones_do_not_wait_for_numpy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,6 +15,7 @@ from ggcl_fast.inspection import survey
 from ggcl_fast.readers import engine
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
+from ..engines import needs_numba
 from ..reference import DATA
 
 
@@ -69,6 +70,7 @@ with ggcl_fast.open_checkpoint(sys.argv[3], engine=sys.argv[2]) as checkpoint:
 """
 
 
+@needs_numba
 @pytest.mark.parametrize("engine_", ["auto", "numba", "python"])
 def test_numba_switched_off_does_not_make_arithmetic_wrap(engine_: str, tmp_path: Path) -> None:
     """A tensor of 4 GiB, which is 0 in 32 bits, in a file of some kilobytes: only its n_ff tells."""

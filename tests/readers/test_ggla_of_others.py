@@ -20,6 +20,7 @@ from ggcl_fast.inspection.summarise import summarise
 from ggcl_fast.storage import sources
 
 from ..adapters import OLD_NAMES, Lora, Type, deltas, foreign_ggla, foreign_records, made, reordered
+from ..engines import COMPILED_OR_NOT
 from ..gguf_parts import Record, ggla_bytes
 from ..hostile import Hostile
 from ..mutations import GUARDED, is_refused_or_can_be_read, within_bounds
@@ -153,7 +154,7 @@ def test_a_summary_and_a_trial_of_any_file(pairs: list[Lora], r: int, alpha: int
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("end", ["a", "b"])
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_what_is_not_finite_in_halves_is_found(value: float, end: str, engine: Any) -> None:
     halves = (Type.F16, Type.F16)
     pairs = [made("blk.0.attn_q", 5, 3, 7, halves), made("blk.3.attn_v", 7, 3, 5, halves)]

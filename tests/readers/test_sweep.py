@@ -14,6 +14,7 @@ from ggcl_fast.readers import engine, read, sweep
 from ggcl_fast.storage.sources import WINDOW, SourceBuffer
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
+from ..engines import COMPILED_OR_NOT, needs_numba
 from ..reference import DATA, FIXTURES
 
 
@@ -27,14 +28,14 @@ class Windows(SourceBuffer):
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_engines_and_windows_give_identical_tables(fixture: str) -> None:
     data = (DATA / fixture).read_bytes()
-    tables = [read(source(data), name).table for source in (SourceBuffer, Windows) for name in ("numba", "python")]
+    tables = [read(source(data), name).table for source in (SourceBuffer, Windows) for name in COMPILED_OR_NOT]
     for table in tables[1:]:
         np.testing.assert_array_equal(table, tables[0])
 
 
 def test_every_row_says_where_the_data_is() -> None:
     data = checkpoint_bytes(Shape(n_layer=3, past=2))
-    checkpoint = read(SourceBuffer(data), "numba")
+    checkpoint = read(SourceBuffer(data), COMPILED_OR_NOT[0])
     table = checkpoint.table
     assert (table["offset"] % 32 == 0).all()
     assert (table["record"] % 4 == 0).all()
@@ -43,6 +44,7 @@ def test_every_row_says_where_the_data_is() -> None:
     np.testing.assert_array_equal(table["gguf_offset"], np.cumsum(padded) - padded)
 
 
+@needs_numba
 def test_compiled_and_plain_are_one_function() -> None:
     assert engine.compiled().py_func is sweep.sweep
     assert len(engine.compiled().signatures) == 1
@@ -73,6 +75,7 @@ def test_auto_changes_over_when_numba_would_have_paid(
     assert engine.pick_engine("numba", 582) == "numba"
 
 
+@needs_numba
 def test_auto_uses_what_is_compiled_already() -> None:
     engine.compiled()
     assert engine.pick_engine("auto", 1) == "numba"
@@ -100,6 +103,7 @@ with ggcl_fast.open_checkpoint(sys.argv[1], engine="numba") as checkpoint:
 """
 
 
+@needs_numba
 def test_processes_that_start_cold_at_once(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """Sixteen at a time compile the pass: none crashes, all find the same, and no cache is left to be fought over."""
     with ggcl_fast.open_checkpoint(DATA / "lbfgs.ggcl", engine="python") as checkpoint:
@@ -130,6 +134,7 @@ sys.addaudithook(forbid)
 """
 
 
+@needs_numba
 def test_a_read_only_installation_works() -> None:
     """Nothing is opened for writing anywhere, so that it does not matter what can be."""
     done = subprocess.run(

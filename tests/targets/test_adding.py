@@ -17,6 +17,7 @@ from ggcl_fast.formats import sums
 from ggcl_fast.storage.sources import SourceFile
 from ggcl_fast.targets import adding
 
+from ..engines import COMPILED_OR_NOT, HAS_NUMBA, needs_numba
 from ..models import Model, Type
 
 TYPES = pytest.mark.parametrize("type", [*sums.LARGEST, Type.Q5_1], ids=lambda type: type.name)
@@ -29,6 +30,7 @@ def merge(folder: Path, model: Model, factors: Any, engine: Any, **options: Any)
     return out.read_bytes()
 
 
+@needs_numba
 @TYPES
 @pytest.mark.parametrize("n_rows", [1, 5, 1000])
 def test_kernels_and_numpy_give_the_same_file(
@@ -39,13 +41,14 @@ def test_kernels_and_numpy_give_the_same_file(
     factors = model.factors()
     monkeypatch.setattr(adding, "_ROWS", n_rows * 4 * 64)
     monkeypatch.setattr(adding, "_add_plainly", lambda *_: pytest.fail("not with a kernel"))
-    fast = merge(tmp_path, model, factors, "numba") if type in sums.LARGEST else None
+    fast = merge(tmp_path, model, factors, "numba") if type in sums.LARGEST and HAS_NUMBA else None
     monkeypatch.undo()
     monkeypatch.setattr(adding, "_ROWS", n_rows * 4 * 64)
     plain = merge(tmp_path, model, factors, "python")
     assert fast is None or fast == plain
 
 
+@needs_numba
 @TYPES
 @pytest.mark.parametrize("odd", [np.nan, np.inf, 1e-42])
 def test_odd_values_take_the_way_of_numpy(type: Type, odd: float, tmp_path: Path) -> None:
@@ -57,7 +60,7 @@ def test_odd_values_take_the_way_of_numpy(type: Type, odd: float, tmp_path: Path
     assert merge(tmp_path, model, factors, "numba") == merge(tmp_path, model, factors, "python")
 
 
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_an_overflow_is_told_and_leaves_nothing(engine: str, tmp_path: Path) -> None:
     model = Model(kind=Type.F16)
     model.write(tmp_path / "base.gguf")
@@ -100,6 +103,7 @@ def test_a_base_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == ["base.gguf"]
 
 
+@needs_numba
 def test_kernels_come_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adding, "_compiled", set())
     monkeypatch.setattr(adding._start, "done", 0)
@@ -127,6 +131,7 @@ sys.stdout.buffer.write(merge(folder, model, model.factors(), "numba"))
 """
 
 
+@needs_numba
 @pytest.mark.parametrize("name", ["F16", "Q8_0"])
 def test_a_processor_that_cannot_convert_halves(name: str, tmp_path: Path) -> None:
     """Nothing in the kernels asks for more than the least that a processor has."""

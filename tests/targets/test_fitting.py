@@ -15,6 +15,7 @@ import safetensors.numpy
 import ggcl_fast
 from ggcl_fast import CheckpointError
 
+from ..engines import COMPILED_OR_NOT
 from ..gguf_parts import Record, converted, ggla_bytes
 from ..models import BASE, Floats, Model, Type, delta, field_value, finish, read_gguf
 from ..reference import DATA
@@ -401,7 +402,7 @@ def with_tokens(model: Model, n: int) -> Model:
     return Model(**{**vars(model), "n_vocab": n})
 
 
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0])
 def test_tokens_that_came_later_stay_as_they_are(kind: Type, tied: bool, engine: Any, tmp_path: Path) -> None:
@@ -436,7 +437,7 @@ def rows_of_later_tokens(path: Path, name: str) -> bytes:
     return found[TRAINED_TOKENS:].tobytes()
 
 
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_zeros_below_zero_of_later_tokens_stay_below_zero(engine: Any, tmp_path: Path) -> None:
     weights = with_tokens(SMALL, ALL_TOKENS).weights()
     weights["output.weight"][TRAINED_TOKENS:] = -0.0
@@ -447,7 +448,7 @@ def test_zeros_below_zero_of_later_tokens_stay_below_zero(engine: Any, tmp_path:
     assert before == after
 
 
-@pytest.mark.parametrize("engine", ["numba", "python"])
+@pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_blocks_of_later_tokens_are_not_rounded_anew(engine: Any, tmp_path: Path) -> None:
     """llama-quantize with an importance matrix picks other scales than gguf does."""
     weights: dict[str, Any] = with_tokens(SMALL, ALL_TOKENS).weights()
