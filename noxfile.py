@@ -39,3 +39,15 @@ def everything(session: nox.Session) -> None:
     session.run("pytest", "--quiet", *session.posargs)
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         session.run(*command)
+
+
+@nox.session
+def man(session: nox.Session) -> None:
+    """Write man pages of both commands, made of what they say with --help, into the folder man."""
+    session.install("-e", ".[docs]")
+    for command in ("convert", "info"):
+        name = f"ggcl-{'fast' if command == 'convert' else command}"
+        session.run(
+            "argparse-manpage", "--module", f"ggcl_fast.commands.{command}", "--function", "argument_parser",
+            "--project-name", "ggcl_fast", "--manual-title", name, "--output", f"man/{name}.1",
+        )  # fmt: skip

@@ -21,9 +21,9 @@ from ..targets import OUTTYPES, TARGETS
 from ..targets.names import target_name
 from ..targets.options import ROWS, Options
 from .many import Task, run_jobs
-from .terminal import ENGINES, Stopped, fail, leave, shown, signals_as_exceptions, without_keywords, words_of
+from .terminal import ENGINES, Stopped, complete, fail, leave, shown, signals_as_exceptions, without_keywords, words_of
 
-__all__ = ["main", "run"]
+__all__ = ["argument_parser", "main", "run"]
 
 _EXAMPLES: Final = """\
 examples:
@@ -41,7 +41,8 @@ exit status: 0, done; 1, something failed, one line for each says why; 2, wrong 
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments; help, completion and the man page are made of it."""
     parser = argparse.ArgumentParser(
         prog="ggcl-fast",
         usage="%(prog)s [options] IN OUT\n       %(prog)s [options] IN... OUT_FOLDER",
@@ -127,7 +128,8 @@ def _heads(text: str) -> tuple[int, int]:
 
 
 def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]:
-    parser = _parser()
+    parser = argument_parser()
+    complete(parser)
     args = parser.parse_intermixed_args(argv)  # options may stand between IN and OUT
     sources: list[str] = args.paths
     target: str | None = args.output

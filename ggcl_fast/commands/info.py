@@ -15,13 +15,24 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .. import __version__
 from ..errors import CheckpointError
-from .terminal import ENGINES, LONG_WORK, Advance, Stopped, fail, leave, shown, signals_as_exceptions, words_of
+from .terminal import (
+    ENGINES,
+    LONG_WORK,
+    Advance,
+    Stopped,
+    complete,
+    fail,
+    leave,
+    shown,
+    signals_as_exceptions,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from ..inspection.made import Made
     from ..inspection.summary import Summary
 
-__all__ = ["main", "run"]
+__all__ = ["argument_parser", "main", "run"]
 
 _PICTURES: Final = (".png", ".svg", ".pdf")
 _ORDERS: Final = ("name", "loss", "iterations")  # `tables.SORTED`, which --help does not need
@@ -52,7 +63,8 @@ def _verdicts(text: str) -> tuple[str, ...]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments, as `convert.argument_parser` does."""
     parser = argparse.ArgumentParser(
         prog="ggcl-info",
         description="Show what is inside finetune checkpoints, and whether their training is sound.",
@@ -82,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit status."""
-    args = _parser().parse_args(argv)
+    parser = argument_parser()
+    complete(parser)
+    args = parser.parse_args(argv)
     try:
         with signals_as_exceptions("ggcl-info"):
             return _run(args)

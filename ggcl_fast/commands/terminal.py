@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import gc
@@ -23,6 +24,7 @@ __all__ = [
     "Advance",
     "Signals",
     "Stopped",
+    "complete",
     "fail",
     "leave",
     "shown",
@@ -73,6 +75,16 @@ def fail(message: str, status: int = 1, *, command: str = "ggcl-fast") -> int:
     """Print why it failed and return the exit status."""
     print(f"{command}: error: {message}", file=sys.stderr)
     return status
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell and end, where one asks what could stand next: see argcomplete, of the extra ``complete``."""
+    if "_ARGCOMPLETE" in os.environ:
+        try:
+            from argcomplete import autocomplete
+        except ImportError:
+            os._exit(1)  # nothing to say, which is how a shell understands it
+        autocomplete(parser)
 
 
 class Advance:
