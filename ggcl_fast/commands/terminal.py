@@ -39,6 +39,7 @@ ENGINES: Final = ("auto", "numba", "python")
 """`engine.ENGINES`, which would bring numpy along for --help."""
 
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
+_CLEAR_LINE: Final = "\r\x1b[K"  # a bar may stand there
 _LONGEST_PATH: Final = 4096
 _WAITING: Final = "stops when the files in work are done; once more, and they are undone"
 
@@ -181,7 +182,8 @@ class Signals:
         if self.stop is not None and not self.stop.is_set():
             self.stop.set()
             # Not with print: the signal may have come in the middle of one.
-            os.write(2, f"{self.command}: {signal.Signals(number).name}: {_WAITING}\n".encode())
+            clear = _CLEAR_LINE if os.isatty(2) else ""
+            os.write(2, f"{clear}{self.command}: {signal.Signals(number).name}: {_WAITING}\n".encode())
             return
         for each in _HANDLED:
             signal.signal(each, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -24,3 +25,22 @@ def test_a_signal_stops_even_where_an_import_makes_something_else_of_it(number: 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(ImportError), signals_as_exceptions("ggcl-fast"):
         raise ImportError("no such module")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_a_signal_says_has_a_line_of_its_own(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a bar stands, it is wiped off."""
+    said = b""
+
+    def write(_: int, data: bytes) -> None:
+        nonlocal said
+        said += data
+
+    with signals_as_exceptions("ggcl-fast") as signals, monkeypatch.context() as patch:
+        signals.stop = threading.Event()
+        patch.setattr(os, "write", write)
+        patch.setattr(os, "isatty", lambda _: is_terminal)
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.stop.is_set()
+    assert said.startswith(b"\r\x1b[Kggcl-fast: SIGTERM: " if is_terminal else b"ggcl-fast: SIGTERM: ")
+    assert said.endswith(b"\n")
