@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import signal
+import textwrap
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
@@ -25,20 +26,33 @@ from .terminal import ENGINES, Stopped, complete, fail, leave, shown, signals_as
 
 __all__ = ["argument_parser", "main", "run"]
 
-_EXAMPLES: Final = """\
-examples:
-  ggcl-fast checkpoint.ggcl checkpoint.gguf
-  ggcl-fast --to adapter --base model.gguf checkpoint.ggcl adapter.gguf
-  ggcl-fast --to merged --base model.gguf checkpoint.ggcl merged.gguf
-  ggcl-fast --to peft --base model.gguf checkpoint.ggcl adapter-folder
-  ggcl-fast --dry-run --verbose checkpoint.ggcl checkpoint.gguf
-  ggcl-fast --json --force checkpoint.ggcl checkpoint.gguf
-  ggcl-fast --recursive --skip-existing runs/ converted/
-  ggcl-fast --input checkpoint.ggcl --output checkpoint.gguf --ff 11008
-  curl -s URL | ggcl-fast - - > checkpoint.gguf
+_WIDTH: Final = 79  # characters, as argparse has it where no terminal says more
+
+_EPILOG: Final = """\
+what each output cannot hold, or cannot do without:
+{limits}
+
+examples, with files of the source distribution:
+  ggcl-fast tests/data/trained.ggcl checkpoint.gguf
+  ggcl-fast --to adapter --base tests/data/base.gguf tests/data/trained.ggcl adapter.gguf
+  ggcl-fast --to merged --base tests/data/base.gguf tests/data/trained.ggcl merged.gguf
+  ggcl-fast --to peft --base tests/data/base.gguf tests/data/trained.ggcl adapter-folder
+  ggcl-fast --dry-run --verbose tests/data/adam.ggcl checkpoint.gguf
+  ggcl-fast --json --force tests/data/adam.ggcl checkpoint.gguf
+  ggcl-fast --recursive --skip-existing tests/data/*.ggcl converted/
+  ggcl-fast --input tests/data/adam.ggcl --output adam.gguf --ff 96
+  ggcl-fast - - < tests/data/lbfgs.ggcl > lbfgs.gguf
 
 exit status: 0, done; 1, something failed, one line for each says why; 2, wrong usage; 130 or 143, interrupted
 """
+
+
+def _limits() -> str:
+    """Return the limits of the targets, a paragraph each."""
+    return "\n".join(
+        textwrap.fill(target.limits, _WIDTH, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
+        for name, target in TARGETS.items()
+    )
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -47,7 +61,7 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="ggcl-fast",
         usage="%(prog)s [options] IN OUT\n       %(prog)s [options] IN... OUT_FOLDER",
         description="Convert checkpoints and adapters of llama.cpp's finetune to GGUF, and to what loads today.",
-        epilog=_EXAMPLES,
+        epilog=_EPILOG.format(limits=_limits()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -65,7 +79,10 @@ def argument_parser() -> argparse.ArgumentParser:
         "--base-out", metavar="GGUF",
         help="with --to adapter --base: where the base model with changed norms goes (default: beside OUT)",
     )  # fmt: skip
-    parser.add_argument("--outtype", choices=OUTTYPES, default=OUTTYPES[0], help="type of an adapter's tensors")
+    parser.add_argument(
+        "--outtype", choices=OUTTYPES, default=OUTTYPES[0],
+        help="type of an adapter's tensors, bf16 for llama.cpp alone (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--no-token-embd", dest="token_embd", action="store_false",
         help="leave the token embeddings out of an adapter: what llama.cpp needs where they are tied",
@@ -76,8 +93,8 @@ def argument_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--rows", choices=ROWS, default=ROWS[0],
-        help="gguf: take rows of q and k as they stand, as llama.cpp did in 2023, and not as an adapter that was "
-        "converted from Hugging Face's has them",
+        help="gguf: take rows of q and k as they stand, as llama.cpp did in 2023; auto (the default): put those of an "
+        "adapter that was converted from Hugging Face's into order",
     )  # fmt: skip
     parser.add_argument("--name", help="what the output calls itself (default: names of the base model and of IN)")
     parser.add_argument(

@@ -39,12 +39,12 @@ _ORDERS: Final = ("name", "loss", "iterations")  # `tables.SORTED`, which --help
 _VERDICTS: Final = ("diverged", "untrained", "incomplete")  # of `summary.Verdict`, all but healthy
 _UNWANTED: Final = 3
 _EXAMPLES: Final = """\
-examples:
-  ggcl-info checkpoint.ggcl
-  ggcl-info --no-tensors --sort loss checkpoints/*.ggcl
-  ggcl-info --json checkpoint.ggcl | jq .verdict
-  ggcl-info --plot deltas.png checkpoint.ggcl
-  ggcl-info --fail-on diverged,untrained checkpoint.ggcl
+examples, with files of the source distribution:
+  ggcl-info tests/data/trained.ggcl
+  ggcl-info --no-tensors --sort loss tests/data/*.ggcl
+  ggcl-info --json tests/data/adam.ggcl
+  ggcl-info --plot deltas.png tests/data/trained.ggcl
+  ggcl-info --fail-on diverged,untrained tests/data/trained.ggcl
 
 exit status: 0, done; 1, a file could not be shown; 2, wrong usage; 3, a verdict of --fail-on; 130 or 143, interrupted
 """

@@ -38,6 +38,8 @@ class Target(NamedTuple):
 
     what: str
     """What to call it."""
+    limits: str
+    """What it cannot hold, or cannot do without, for those who choose."""
     takes: tuple[str, ...] = ()
     """Which of the options that not every target has mean something to it."""
     needs: tuple[str, ...] = ()
@@ -50,14 +52,25 @@ class Target(NamedTuple):
 
 _ALL: Final = ("base", "heads", "rows", "name", "base_model_id")
 TARGETS: Final[Mapping[str, Target]] = {
-    "checkpoint": Target("a GGUF finetune checkpoint"),
-    "adapter": Target(
-        "a GGUF LoRA adapter for llama.cpp", (*_ALL, "base_out", "token_embd", "arch"), outtypes=OUTTYPES,
+    "checkpoint": Target(
+        "a GGUF finetune checkpoint",
+        "what the old script made, byte for byte; of checkpoints alone; no llama.cpp of today trains it further",
     ),
-    "merged": Target("the base model with every delta added", _ALL, ("base",)),
+    "adapter": Target(
+        "a GGUF LoRA adapter for llama.cpp",
+        "has no norms, which go into a copy of --base; none of tied embeddings, see --no-token-embd",
+        (*_ALL, "base_out", "token_embd", "arch"), outtypes=OUTTYPES,
+    ),
+    "merged": Target(
+        "the base model with every delta added",
+        "needs --base, whose types it keeps where gguf can write them: others become F16",
+        _ALL, ("base",),
+    ),
     "peft": Target(
-        "a folder that Hugging Face's PEFT loads", (*_ALL, "token_embd"),
-        outtypes=("f32", "f16"), folder=("adapter_model.safetensors", "adapter_config.json", "README.md"),
+        "a folder that Hugging Face's PEFT loads",
+        "of LLaMA's modules alone; has norms where --base gives their weights",
+        (*_ALL, "token_embd"), outtypes=("f32", "f16"),
+        folder=("adapter_model.safetensors", "adapter_config.json", "README.md"),
     ),
 }  # fmt: skip
 """By the name of its module."""
