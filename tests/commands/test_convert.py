@@ -120,7 +120,7 @@ def test_a_base_that_is_not_there_is_a_failure(out: Path, capsys: pytest.Capture
 
 
 def test_help_has_examples_and_version_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, expected in ((["--help"], "examples:"), (["--version"], f"ggcl_fast {ggcl_fast.__version__}")):
+    for argv, expected in ((["--help"], "examples, "), (["--version"], f"ggcl_fast {ggcl_fast.__version__}")):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0

@@ -323,7 +323,7 @@ def test_wrong_usage_exits_with_2(argv: list[str], message: str, capsys: pytest.
 
 
 def test_help_has_examples_and_version_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, expected in ((["--help"], "examples:"), (["--version"], f"ggcl_fast {ggcl_fast.__version__}")):
+    for argv, expected in ((["--help"], "examples, "), (["--version"], f"ggcl_fast {ggcl_fast.__version__}")):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 0
