@@ -409,9 +409,16 @@ class Conversions(RuleBasedStateMachine):
             failed = True
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+        before, left_before = dict(self.things), dict(self.left)
         possible = self.begin(job)
         with acting(where, nth, fail) as progress:
             done = job.run(self.root, progress)
+        if failed and where == "rename":  # by which what a killed run had set aside would have come back
+            for place in self.things.keys() - before.keys():
+                begin = "{}/.{}.".format(*place.split("/"))
+                gone = sorted(left_before.keys() - self.left.keys())
+                *_, aside = (name for name in gone if name.startswith(begin) and name.endswith(ASIDE))
+                self.left[aside] = self.things.pop(place)
         # Where there are no links, there is another way.
         assert done in ((possible, False) if failed and where == "link" else (possible and not failed,))
         if done:
