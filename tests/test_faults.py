@@ -93,7 +93,7 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
 }
 """Calls that a system does not have.  All but the first write little at a time."""
 PART = "ggcl_fast-part"
-CLEANING = ("files._remove", "places._clear", "places._remove_locked", "places._is_old", "places._is_back")
+CLEANING = ("files._remove", "places._clear", "holding._remove_locked", "holding._is_old", "places._is_back")
 """Where a failing call keeps the package from removing what is temporary: the next run does it."""
 
 

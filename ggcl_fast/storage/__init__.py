@@ -15,6 +15,7 @@ what the bytes mean.
 `system`     what the system offers beyond Python's ``os``
 `outputs`    several outputs that appear together or not at all
 `parts`      a locked temporary place beside a target
+`holding`    whose is what, when several replace the same
 `places`     how it takes the target's place
 `files`      files and folders as outputs
 `uploads`    objects as outputs

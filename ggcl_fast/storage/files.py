@@ -104,11 +104,8 @@ class OutputFile(Place):
         """Give itself, whatever the name."""
         return contextlib.nullcontext(self)
 
-    def finish(self) -> None:
-        """Make the temporary file what the target shall be."""
-        with self._naming_the_target():
-            self._writer.finish(fsync=False)
-        super().finish()
+    def _finish(self) -> None:
+        self._writer.finish(fsync=False)
 
     def _take_free_name_by_other_means(self) -> None:
         try:
@@ -138,14 +135,23 @@ class OutputFile(Place):
     def _replace(self, *, last: bool) -> bool:
         if not last:
             return super()._replace(last=last)
-        self._check_type(os.lstat(self.path))
+        try:
+            self._check_type(os.lstat(self.path))
+            self._hold(self.path)
+        except FileNotFoundError:
+            return False
         self._replaced = True
         with self._done_all_the_same():
             os.replace(self._part, self.path)
         return True
 
     def _set_aside(self) -> None:
-        os.link(self.path, self._aside)
+        try:
+            os.link(self.path, self._aside)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            os.rename(self.path, self._aside)
         os.replace(self._part, self.path)
 
     def _put_back(self, old: str, free: str) -> None:  # noqa: ARG002 - a file is replaced in one step
@@ -201,9 +207,11 @@ class OutputFolder(Place):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._part) from None
 
     def _is_new(self) -> bool:
-        return not os.listdir(self._fd)
+        return set(self._names).isdisjoint(os.listdir(self._fd))
 
     def _remove(self, path: str) -> None:
+        with contextlib.suppress(OSError):  # not ours; the rest will tell
+            os.chmod(path, stat.S_IRWXU)  # a folder may have been made read-only
         shutil.rmtree(path)
 
     @contextlib.contextmanager

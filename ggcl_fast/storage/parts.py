@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 from collections.abc import Iterator
 from typing import Final
 
-from .system import is_linked, is_there, lock
+from .system import is_linked, is_there, lock, rename_to_free_name
 
 __all__ = ["FLAGS", "Part"]
 
@@ -21,6 +20,7 @@ FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 """What every file is opened with."""
 _SUFFIX: Final = ".ggcl_fast-part"
 _OLD: Final = "-old"  # behind it, for what is set aside
+_MOST_AT_ONCE: Final = 10_000  # who write one target
 _LONGEST_NAME: Final = 200  # bytes; names end at 255 on common file systems
 
 
@@ -71,17 +71,19 @@ class Part:
         with self._naming_the_target():
             if self._parents:
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            for number in itertools.count():
+            for number in range(_MOST_AT_ONCE):
                 self._part = self._numbered(number)
                 while self._make_or_remove():
                     if lock(self._fd) is not False and is_linked(self._fd, self._part) and self._is_new():
                         if self._settle(self._aside):
                             self._remove_other_leftovers(number + 1)
                             return
-                        self._remove(self._part)  # what is set aside under this number is not ours to remove
+                        with contextlib.suppress(OSError):
+                            self._remove(self._part)  # what is set aside under this number is not ours to remove
                         self._close()
                         break
                     self._close()  # another run was here before it was locked
+            raise OSError(errno.EBUSY, "Too many others are writing it")
 
     def _numbered(self, number: int) -> str:
         folder, name = os.path.split(self.path)
@@ -113,7 +115,7 @@ class Part:
     def _remove_abandoned(self) -> bool:
         """Remove `_part` if nobody writes it; false where somebody does, or it is not ours to remove."""
         try:
-            fd = os.open(self._part, self.flags)
+            fd = self._open_abandoned()
         except FileNotFoundError:
             return True
         except OSError:
@@ -133,6 +135,13 @@ class Part:
         finally:
             os.close(fd)
 
+    def _open_abandoned(self) -> int:
+        """Open `_part`: for writing, which locks on network file systems ask for, unless it is read-only."""
+        try:
+            return os.open(self._part, self.flags)
+        except PermissionError:
+            return os.open(self._part, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
+
     def _settle(self, aside: str) -> bool:
         """Deal with what a process that was killed between two renames had set aside; false where it has to stay."""
         if not is_there(aside):
@@ -144,7 +153,8 @@ class Part:
             if fd >= 0 and (lock(fd) is False or not is_linked(fd, aside)):  # a rival that lives holds it
                 return not is_there(aside)
             if not is_there(self.path):
-                os.rename(aside, self.path)
+                if not rename_to_free_name(aside, self.path):
+                    os.rename(aside, self.path)
                 raise FileExistsError(
                     errno.EEXIST, f"The {self.what} that a killed run had set aside is back; look, then try again"
                 )
@@ -165,7 +175,12 @@ class Part:
 
 
 def _shortened(name: str) -> str:
-    """Return `name` with room for what stands around it, cut between two characters."""
+    """Return `name` with room for what stands around it; one that is cut, between two characters, stays its own."""
+    whole = os.fsencode(name)
+    if len(whole) <= _LONGEST_NAME:
+        return name
+    import hashlib
+
     while len(os.fsencode(name)) > _LONGEST_NAME:
         name = name[:-1]
-    return name
+    return f"{name}~{hashlib.blake2b(whole, digest_size=8).hexdigest()}"

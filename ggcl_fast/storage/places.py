@@ -9,8 +9,7 @@ without one is the leftover of a process that was killed, and the next run for t
   old and new change places instead, so that they can change back: all outputs are in place, or none.
 - A folder that was replaced is looked at again when it is out of its place: if it holds more than when the work began,
   it goes back.
-- Who removes something has its lock, and has seen under the lock that the name still means it: of two who would remove
-  it one does, and never what a third has made there since.
+- Rivals take turns by the lock of what they replace, see `holding`.
 
 Where the system cannot exchange two names, the old one is set aside as ``.<name>.<n>.ggcl_fast-part-old``.
 """
@@ -25,30 +24,28 @@ from collections.abc import Iterator
 from typing import Final
 
 from . import system
-from .parts import FLAGS, Part
-from .system import is_linked, lock_soon, unlock
+from .holding import TRIES, Held
+from .system import is_linked
 from .urls import StrPath
 
 __all__ = ["EXISTS", "Place"]
 
 EXISTS: Final = "The target exists; use --force (force=True) to replace it"
 """What is said of a target that is there."""
-_TRIES: Final = 1000  # to take a place that others make and remove
 
 
-class Place(Part):
+class Place(Held):
     """What a file and a folder have in common as outputs."""
 
     _replaced = False
     _gives_back = False
-    _old_status: os.stat_result | None = None
 
     def __init__(self, target: StrPath, *, force: bool = False, fsync: bool = False, parents: bool = False) -> None:
+        super().__init__()
         self._name = os.fspath(target)
         self._force = force
         self._fsync = fsync
         self._parents = parents
-        self._process = os.getpid()
         try:
             self.path = os.path.realpath(target)
             self._check()
@@ -88,20 +85,23 @@ class Place(Part):
     def finish(self) -> None:
         """Make the temporary place what the target shall be."""
         with self._naming_the_target():
+            if self._process != os.getpid():
+                raise OSError(errno.EPERM, "Another process has begun it")
+            self._finish()
             if self._fsync:
                 os.fsync(self._fd)
             os.close(os.dup(self._fd))  # some network file systems report a failed write only at close
 
+    def _finish(self) -> None:
+        """Do what is left to be done to its data."""
+
     def take(self, *, last: bool) -> None:
         """Let the temporary place become the target."""
         with self._naming_the_target():
-            if self._process != os.getpid():
-                raise OSError(errno.EPERM, "Another process has begun it")
             if not is_linked(self._fd, self._part):
                 raise FileNotFoundError(errno.ENOENT, "The temporary file was removed by somebody else")
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 if self._take_free_name() or self._replace(last=last and not self._fsync):
-                    unlock(self._fd)  # whoever replaces it now takes the lock
                     return
             raise OSError(errno.EBUSY, "Somebody else is making and removing the target")
 
@@ -145,8 +145,8 @@ class Place(Part):
         if out == self._aside and not self._replace_in_two_steps():
             return False
         try:
-            if not self._is_old(out):  # a rival was faster: then it is the rival's that was replaced
-                self._hold(out)
+            if not self._is_old(out) and not self._hold(out):  # somebody was faster: then it is his that was replaced
+                self._old_status = None  # and has gone, or is nothing of ours to know
             self._check_contents(out)
         except FileNotFoundError:  # which another rival took for a leftover, before it was held
             pass
@@ -172,22 +172,6 @@ class Place(Part):
             return False
         return True
 
-    def _hold(self, path: str) -> None:
-        """Lock what is replaced: no rival replaces it too, or takes it for a leftover when it is out of its place."""
-        for _ in range(_TRIES):
-            if self._old >= 0:
-                old, self._old = self._old, -1
-                os.close(old)
-            self._old_status = os.lstat(path)
-            try:
-                self._old = os.open(path, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
-            except PermissionError:  # not ours to read
-                return
-            self._old_status = os.fstat(self._old)
-            lock_soon(self._old)
-            if is_linked(self._old, path):
-                return
-
     def _set_aside(self) -> None:
         """Take the target's place in two steps, where the system has no single one."""
         raise NotImplementedError
@@ -207,11 +191,13 @@ class Place(Part):
 
         What was there is kept until it is back; where it cannot be, the `OSError` says what is in the place.
         """
+        if self._process != os.getpid():
+            return
         self._gives_back = True
         try:
             self._restore()
         except OSError as error:
-            if not self._is_back():
+            if not self._is_back() and not self._is_a_rivals():
                 raise OSError(error.errno, f"{self._state()}: {error.strerror}", self.path) from error
 
     def _is_back(self) -> bool:
@@ -220,12 +206,18 @@ class Place(Part):
             return self._is_old(self.path) if self._old_status is not None else not system.is_there(self.path)
         return False
 
+    def _is_a_rivals(self) -> bool:
+        """Tell whether somebody else has taken the place since."""
+        with contextlib.suppress(OSError):
+            return system.is_there(self.path) and not is_linked(self._fd, self.path)
+        return False
+
     def _restore(self) -> None:
         if self._replaced and is_linked(self._fd, self.path):
             raise FileNotFoundError(errno.ENOENT, "what was there before is gone", self.path)
         if is_linked(self._fd, self.path):
             if self._old_status is None:
-                os.rename(self.path, self._part)
+                self._withdraw()
             elif self._is_old(self._part):
                 if not system.exchange(self._part, self.path):
                     self._put_back(self._part, self._aside)
@@ -235,6 +227,15 @@ class Place(Part):
                 raise FileNotFoundError(errno.ENOENT, "what was there before is gone", self.path)
         elif self._is_old(self._aside) and not system.is_there(self.path):
             os.rename(self._aside, self.path)
+
+    def _withdraw(self) -> None:
+        """Let nothing be in the place again: from where it is removed, somebody else may have begun another."""
+        try:
+            is_out = system.rename_to_free_name(self.path, self._part)
+        except OSError:
+            is_out = False
+        if not is_out:
+            self._remove_locked(self._fd, self.path)
 
     def _put_back(self, old: str, free: str) -> None:
         """Let what stands at `old` take the target's place again; the name `free` is nobody's."""
@@ -268,22 +269,6 @@ class Place(Part):
                 elif self._is_old(path) and self._is_done_with_old():
                     self._remove_locked(self._old, path)
 
-    def _remove_locked(self, fd: int, path: str) -> None:
-        """Remove `path`, which is open as `fd`, or could not be opened and is nobody's to lock."""
-        if fd < 0 or (lock_soon(fd) and is_linked(fd, path)):
-            self._remove(path)
-
     def _is_done_with_old(self) -> bool:
         """Tell whether what was in the place is not needed: it is back, or the new one is there to stay."""
         return not self._gives_back or self._is_back() or is_linked(self._fd, self.path)
-
-    def _forget(self) -> None:
-        self._part = ""
-        self._close()
-
-    def _is_old(self, path: str) -> bool:
-        """Tell whether `path` is what was in the target's place, and not what a rival has made since."""
-        try:
-            return self._old_status is not None and os.path.samestat(os.lstat(path), self._old_status)
-        except FileNotFoundError:
-            return False

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,118 @@ def test_names_are_cut_between_characters(tmp_path: Path) -> None:
     name = "\u4e2d" * 84  # 252 bytes
     write(output(tmp_path / name, "file"))
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.usefixtures("steps")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("was_there", [True, False])
+def test_nobody_replaces_what_may_have_to_be_taken_back(
+    was_there: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rival comes when the first of two outputs is in place, and the second fails: the rival's stays."""
+    path, newer = tmp_path / "out", b"newer"
+    if was_there:
+        write(output(path, kind))
+    rival, outputs = output(path, kind, force=True), [output(path, kind, force=True), output(tmp_path / "two", "file")]
+    began, seen = threading.Event(), list[dict[str, bytes]]()
+
+    def replace() -> None:
+        with Outputs([rival]), rival.file("a") as writer:
+            writer.writev([newer])
+            began.set()
+
+    thread = threading.Thread(target=replace)
+
+    def fail(**_: bool) -> None:
+        thread.start()
+        began.wait()
+        thread.join(0.1)
+        seen.append({name: data for name, data in contents(tmp_path).items() if "-part" not in name})
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(outputs[1], "take", fail)
+    name = "out" if kind == "file" else "out/a"
+    with pytest.raises(OSError, match="Input/output error"):
+        write(*outputs)
+    thread.join()
+    assert seen == [{name: NEW}]
+    assert contents(tmp_path) == {name: newer}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lock_that_somebody_keeps_is_waited_for_and_not_minded(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(output(path, kind))
+    foreign = os.open(path, os.O_RDONLY)
+    assert system.lock(foreign)
+    write(output(path, kind, force=True, fsync=True))
+    os.close(foreign)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["lstat", "open"])
+def test_a_file_may_go_before_it_is_replaced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, one = tmp_path / "out", output(tmp_path / "out", "file", force=True)
+    real = getattr(os, name)
+
+    def late(which: Any, *rest: Any, **options: Any) -> Any:
+        if str(which) == str(path):
+            monkeypatch.undo()
+            path.unlink()
+        return real(which, *rest, **options)
+
+    def before() -> None:
+        path.write_bytes(OLD)
+        monkeypatch.setattr(os, name, late)
+
+    write(one, before=before)
+    assert contents(tmp_path) == {"out": NEW}
+
+
+def test_without_links_and_exchanges_a_file_is_replaced_in_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(system, "_function", lambda _: None)
+    monkeypatch.setattr(os, "link", link)
+    for _ in range(2):
+        write(*(output(tmp_path / name, "file", force=True) for name in ("one", "two")))
+    assert contents(tmp_path) == {"one": NEW, "two": NEW}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_fork_of_a_writer_takes_and_undoes_nothing(kind: str, tmp_path: Path) -> None:
+    path, one = tmp_path / "out", output(tmp_path / "out", kind)
+    with Outputs([one]), one.file("a") as writer:
+        writer.preallocate(100)
+        writer.writev([NEW[:1]])
+        if kind == "file":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of threads that other tests have left
+                child = os.fork()
+            if child == 0:
+                try:
+                    one.finish()
+                except OSError:
+                    one.give_back()
+                    one.discard()
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0
+        writer.writev([NEW[1:]])
+    assert set(contents(tmp_path).values()) == {NEW}
+    assert path.exists()
+
+
+def test_long_names_that_begin_alike_have_places_of_their_own(tmp_path: Path) -> None:
+    names = ["x" * 220 + end for end in "ab"]
+    one, other = (output(tmp_path / name, "file") for name in names)
+    with Outputs([one]), Outputs([other]):
+        parts = [name.partition(".ggcl_fast")[0] for name in os.listdir(tmp_path)]
+        assert [name.endswith(".0") for name in parts] == [True, True]
+        one.file("").__enter__().writev([OLD])
+        other.file("").__enter__().writev([NEW])
+    assert contents(tmp_path) == dict(zip(names, [OLD, NEW]))
