@@ -38,6 +38,10 @@ class Flight:
         self.lost: list[tuple[Job, int]] = []
         self.pending: dict[Future[list[JobResult]], tuple[list[Job], int, Executor]] = {}
 
+    @property
+    def _own_pool(self) -> Pool | None:
+        return self._pool if isinstance(self._pool, Pool) and self._executor is None else None
+
     def has_room(self, n_chunks: int) -> bool:
         """Tell whether more jobs can be sent."""
         return not self.lost and len(self.pending) < n_chunks
@@ -62,8 +66,8 @@ class Flight:
         done, _ = wait(self.pending, _LOOK if looks else None, FIRST_COMPLETED)
         if not done and is_lost(self._executor):
             raise BrokenExecutor(_LOST)
-        if self._tally is not None and isinstance(self._pool, Pool):
-            self._tally.share(self._pool.told())
+        if self._tally is not None and (pool := self._own_pool) is not None:
+            self._tally.share(pool.told())
         return done
 
     def land(self, future: Future[list[JobResult]]) -> Iterator[JobResult]:
@@ -108,16 +112,16 @@ class Flight:
         self._is_ending = True
         for future in self.pending:
             future.cancel()
-        if isinstance(self._pool, Pool) and self._executor is None:
-            self._pool.stop()
+        if (pool := self._own_pool) is not None:
+            pool.stop()
 
     def end(self) -> None:
         """Leave nothing behind."""
         self._is_ending = True
         for future in self.pending:
             future.cancel()
-        if isinstance(self._pool, Pool) and self._executor is None:
-            self._pool.end(now=bool(self.pending))
+        if (pool := self._own_pool) is not None:
+            pool.end(now=bool(self.pending))
 
 
 def _failed(jobs: list[Job], error: Exception) -> Iterator[JobResult]:

@@ -71,7 +71,7 @@ class Work:
             return convert_one(job, options, skip_existing=skip_existing)
         share = Share(job.source, progress)
         result = convert_one(job, dataclasses.replace(options, progress=share), skip_existing=skip_existing)
-        share.finish()
+        share.finish(result)
         return result
 
 

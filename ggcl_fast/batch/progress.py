@@ -23,12 +23,20 @@ def _size(source: StrPath) -> int:
     """Return the bytes of a local file, 0 for anything else."""
     try:
         return os.path.getsize(located(source))
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):
         return 0
 
 
+def _done(result: JobResult) -> int:
+    """Return the bytes of a job's source, be it done or not."""
+    return result.report.source_bytes if result.report is not None else _size(result.job.source)
+
+
 class Share:
-    """What one job tells `progress`, in bytes of its source: as large a part of them as was written of its outputs."""
+    """What one job tells `progress`, in bytes of its source: as large a part of them as was written of its outputs.
+
+    How large a source is that is no local file is known only when it is done.
+    """
 
     def __init__(self, source: StrPath, progress: Progress) -> None:
         self._progress = progress
@@ -42,23 +50,26 @@ class Share:
     def __call__(self, nbytes: int) -> None:
         """Tell of bytes that were written."""
         self._written += nbytes
-        self._tell(self._size * self._written // max(self._total, self._written))
+        self._tell(self._size * self._written // max(self._total, self._written, 1))
 
-    def finish(self) -> None:
+    def finish(self, result: JobResult) -> None:
         """Tell that nothing is left to do, be it done or not."""
-        self._tell(self._size)
+        self._tell(_done(result))
 
     def _tell(self, done: int) -> None:
-        if done > self._told:
-            self._progress(done - self._told)
-            self._told = done
+        news, self._told = done - self._told, max(done, self._told)
+        if news > 0:
+            self._progress(news)
 
 
 class Tally:
-    """What all jobs tell `progress`: each byte once, whoever does it, and again if he dies.
+    """What all jobs tell `progress`: each byte once, also where it is done again because who did it has died.
 
     Results say what is done for certain; between them the shares of what is in work do.
     """
+
+    error: Exception | None = None
+    """What `progress` raised while it was called from within a job."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -66,7 +77,7 @@ class Tally:
 
     def land(self, result: JobResult) -> None:
         """Take a result."""
-        self._landed += result.report.source_bytes if result.report is not None else _size(result.job.source)
+        self._landed += _done(result)
         self._tell()
 
     def share(self, nbytes: int) -> None:
@@ -74,15 +85,23 @@ class Tally:
         self._shared += nbytes
         self._tell()
 
+    def share_from_within(self, nbytes: int) -> None:
+        """Do the same within a job, whose fault it is not if `progress` fails."""
+        if self.error is None:
+            try:
+                self.share(nbytes)
+            except Exception as error:
+                self.error = error
+
     def lose(self) -> None:
         """Forget what was in work: it will be done again."""
         self._base, self._shared = self._landed, 0
 
     def _tell(self) -> None:
         done = max(self._landed, self._base + self._shared)
-        if done > self._told:
-            self._progress(done - self._told)
-            self._told = done
+        news, self._told = done - self._told, max(done, self._told)
+        if news > 0:
+            self._progress(news)
 
 
 class Teller:

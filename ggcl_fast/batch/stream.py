@@ -76,7 +76,8 @@ def convert_many(
         come.  An `executor` that was given finishes the chunks in work.
     options
         For `convert`: force, ff, fsync, check_finite and so on.  `progress` is called here, while a result is waited
-        for, with the bytes of sources that are done since its last call.  With an `executor`, when results come.
+        for, with the bytes of sources that are done since its last call: within local files too, of others and with an
+        `executor` when results come.  Its method ``begin`` is not; what it raises ends the run.
 
     Yields
     ------
@@ -127,7 +128,7 @@ class _Jobs:
     def expect(self, jobs: Sequence[Job]) -> None:
         """Know beforehand what is read, so that no job that comes first writes over the source of a later one."""
         for job in jobs:
-            with contextlib.suppress(TypeError):  # told when its turn comes
+            with contextlib.suppress(Exception):  # told when its turn comes
                 self._claims.add(names.inputs(job.source, self._options), ())
 
     @property
@@ -158,7 +159,10 @@ def _here(jobs: _Jobs, work: Work, tally: Tally | None) -> Iterator[JobResult]:
     """Do one job after the other."""
     while some := jobs.take(1):
         yield from jobs.refused()
-        yield work.one(some[0], tally.share if tally is not None else None)
+        result = work.one(some[0], tally.share_from_within if tally is not None else None)
+        if tally is not None and tally.error is not None:
+            raise tally.error
+        yield result
     yield from jobs.refused()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from .. import __version__
 from ..errors import CheckpointError
+from ..storage.streams import is_pipe
 from .terminal import (
     ENGINES,
     LONG_WORK,
@@ -71,12 +72,20 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="checkpoint to read; several are shown a row each")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="checkpoint or adapter to read, several are shown a row each; of models and folders made of them, a line",
+    )
     parser.add_argument("--no-tensors", action="store_true", help="leave out the table of tensors")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print one JSON object a file, each on a line of its own")
     shown.add_argument("--markdown", action="store_true", help="print Markdown")
-    parser.add_argument("--sort", choices=_ORDERS, help="order of several files (default: as they are given)")
+    parser.add_argument(
+        "--sort", choices=_ORDERS,
+        help="order of several files, those last that do not tell it (default: as they are given)",
+    )  # fmt: skip
     parser.add_argument(
         "--plot", type=_picture, metavar="OUT", help="draw the deltas, or the training of several files, as a picture"
     )
@@ -124,20 +133,22 @@ def _run(args: argparse.Namespace) -> int:
     if args.plot:
         plot.check(args.plot, force=args.force)  # before the files are read
     read = [_look_at(path, args.engine) for path in args.files]
-    summaries = [one for one in read if isinstance(one, Summary)]
-    made = [one for one in read if one is not None and not isinstance(one, Summary)]
+    known = [one for one in read if one is not None]
     if args.sort:
-        summaries.sort(key=SORTED[args.sort])
+        known.sort(key=SORTED[args.sort])
+    summaries = [one for one in known if isinstance(one, Summary)]
     for one in summaries:
         for warning in one.warnings:
             print(f"ggcl-info: warning: {shown(one.source)}: {warning}", file=sys.stderr)
     show: Callable[..., Iterator[str]] = json_lines if args.json else markdown if args.markdown else text
-    for line in show(summaries, made, tensors=not args.no_tensors, alone=len(args.files) == 1):
+    for line in show(known, tensors=not args.no_tensors, alone=len(args.files) == 1):
         print(line)
     if args.plot and summaries:
         plot.draw(summaries, args.plot, force=args.force)
         print(f"ggcl-info: {shown(args.plot)}: drawn", file=sys.stderr)
-    if None in read:
+    elif args.plot:
+        _fail(f"{shown(args.plot)}: not drawn, there is no checkpoint or adapter to draw")
+    if None in read or (args.plot and not summaries):
         return 1
     return _UNWANTED if any(one.verdict in args.fail_on for one in summaries) else 0
 
@@ -149,7 +160,8 @@ def _look_at(path: str, engine: Any) -> Summary | Made | None:
     except (CheckpointError, OSError) as error:
         from ..inspection.made import look_at_made
 
-        made = look_at_made(path)
+        is_worth_it = isinstance(error, CheckpointError | IsADirectoryError) and not is_pipe(path)
+        made = look_at_made(path) if is_worth_it else None
         if made is None:
             _fail(words_of(error))
         return made

@@ -208,6 +208,7 @@ class _Display:
     def __init__(self, task: Task, args: Namespace, bar: Any = None) -> None:
         self._args = args
         self._bar = bar
+        self._sizes = dict(zip(task.jobs, task.sizes))
         self._done = f"/{len(task.jobs)} files" if not task.alone else ""
         self._n_done = 0
         self.progress = Advance(bar) if bar is not None else None
@@ -218,10 +219,12 @@ class _Display:
             self._print(result)
             return
         self._n_done += 1
-        with self._bar.external_write_mode():
-            self._print(result)
         if self._done:
             self._bar.set_postfix_str(f"{self._n_done}{self._done}", refresh=False)
+            if result.report is None and is_url(located(result.job.source)):  # whose size is known here alone
+                self._bar.update(self._sizes.get(result.job, 0))
+        with self._bar.external_write_mode():
+            self._print(result)
 
     def _print(self, result: JobResult) -> None:
         args, report = self._args, result.report
@@ -249,7 +252,7 @@ def _display(task: Task, args: Namespace) -> Iterator[_Display]:
 
     delay = 0.5 if task.alone else 0
     with tqdm(
-        total=None if task.alone else task.n_bytes,
+        total=None if task.alone else task.n_bytes or None,
         unit="B",
         unit_scale=True,
         unit_divisor=1024,

@@ -33,8 +33,8 @@ def _known(value: float | None) -> float:
 
 SORTED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "name": lambda one: one.source,
-    "loss": lambda one: (one.verdict == "incomplete", _known(one.loss)),
-    "iterations": lambda one: one.training.iterations,
+    "loss": lambda one: (isinstance(one, Made) or one.verdict == "incomplete", _known(getattr(one, "loss", None))),
+    "iterations": lambda one: math.inf if isinstance(one, Made) else one.training.iterations,
 }
 
 
@@ -51,21 +51,25 @@ def plain(value: Any) -> Any:
     return value
 
 
-def json_lines(
-    summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bool, alone: bool  # noqa: ARG001
-) -> Iterator[str]:  # fmt: skip
+def json_lines(known: Sequence[Summary | Made], *, tensors: bool, alone: bool) -> Iterator[str]:  # noqa: ARG001
     """Yield a JSON object for each."""
-    for other in made:
-        yield json.dumps({**other._asdict(), "verdict": None})
-    for one in summaries:
+    for one in known:
+        if isinstance(one, Made):
+            yield json.dumps({**one._asdict(), "verdict": None})
+            continue
         row = {**plain(one), "loss": plain(one.loss)}
         if not tensors:
             del row["tensors"], row["pairs"]
         yield json.dumps(row, allow_nan=False)
 
 
-def text(summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bool, alone: bool) -> Iterator[str]:
+def _apart(known: Sequence[Summary | Made]) -> tuple[list[Made], list[Summary]]:
+    return [one for one in known if isinstance(one, Made)], [one for one in known if not isinstance(one, Made)]
+
+
+def text(known: Sequence[Summary | Made], *, tensors: bool, alone: bool) -> Iterator[str]:
     """Yield the lines for a terminal: all of one file where it is `alone`, otherwise a row for each."""
+    made, summaries = _apart(known)
     yield from map(_made, made)
     if not alone:
         yield from _aligned(_rows(summaries), right=_ROWS_RIGHT) if summaries else ()
@@ -86,8 +90,9 @@ def text(summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bo
             yield from _aligned(_tensor_rows(one), right=_TENSORS_RIGHT)
 
 
-def markdown(summaries: Sequence[Summary], made: Sequence[Made] = (), *, tensors: bool, alone: bool) -> Iterator[str]:
+def markdown(known: Sequence[Summary | Made], *, tensors: bool, alone: bool) -> Iterator[str]:
     """Yield the same as Markdown."""
+    made, summaries = _apart(known)
     yield from (f"{_escaped(_made(one))}\n" for one in made)
     if not alone:
         yield from _table(_rows(summaries), right=_ROWS_RIGHT) if summaries else ()

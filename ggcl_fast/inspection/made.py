@@ -1,4 +1,4 @@
-"""What a model or a folder that this project wrote says about itself; their tensors are not looked at."""
+"""What a model that this project wrote, or a PEFT folder, says about itself; their tensors are not looked at."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from ..storage.urls import StrPath, located, public_name
 
 __all__ = ["Made", "look_at_made"]
 
-_CONFIG: Final = "adapter_config.json"
+_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 _LONGEST_CONFIG: Final = 1 << 20  # bytes
+_LARGEST_RANK: Final = 1 << 31
 _K = gguf.Keys.General
 
 
@@ -30,13 +31,13 @@ class Made(NamedTuple):
     """Name of the file or folder."""
     format: Literal["model", "peft"]
     nbytes: int
-    """Size of the file, or of the folder's files."""
+    """Size of the file, or of the folder's files that this project writes."""
     n_tensors: int | None
-    """None for a folder."""
+    """None for a folder, which has none of what follows but its base and its rank."""
     holds: str | None
     """How much of a training is in a model, see `targets.about`."""
     training: str | None
-    """Fingerprint of the training, see `targets.about.fingerprint`; None for a folder, which does not tell it."""
+    """Fingerprint of the training, see `targets.about.fingerprint`."""
     name: str | None
     """What it calls itself."""
     base: str | None
@@ -44,11 +45,11 @@ class Made(NamedTuple):
     version: str | None
     """Of the ggcl_fast that wrote a model."""
     rank: int | None
-    """r of a folder."""
+    """r of a folder; None for a model, whose training is part of its weights."""
 
 
 def look_at_made(path: StrPath) -> Made | None:
-    """Return what the model or folder at `path` tells; None where it is nothing that this project writes."""
+    """Return what a model that was made here tells, or a PEFT adapter, whoever made it; None for anything else."""
     with contextlib.suppress(CheckpointError, OSError, ValueError, RecursionError):
         return _folder(path) if os.path.isdir(located(path)) else _model(path)
     return None
@@ -70,16 +71,17 @@ def _model(path: StrPath) -> Made | None:
 
 def _folder(path: StrPath) -> Made | None:
     folder = located(path)
-    with contextlib.closing(open_source(os.path.join(folder, _CONFIG))) as source:
+    files = [place for name in _FILES if os.path.isfile(place := os.path.join(folder, name))]
+    if [os.path.basename(place) for place in files[:2]] != list(_FILES[:2]):
+        return None
+    with contextlib.closing(open_source(files[0])) as source:
         config = json.loads(bytes(read_at(source, 0, _LONGEST_CONFIG)))
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         return None
-    with os.scandir(folder) as entries:
-        nbytes = sum(entry.stat().st_size for entry in entries)
-    rank = config.get("r")
+    nbytes, rank = sum(map(os.path.getsize, files)), config.get("r")
     return Made(
         public_name(path), "peft", nbytes, None, None, None, None, _text(config.get("base_model_name_or_path")), None,
-        rank if isinstance(rank, int) else None,
+        rank if type(rank) is int and 0 < rank <= _LARGEST_RANK else None,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tqdm
 
-from ggcl_fast import Job, convert_many
+from ggcl_fast import Job, JobResult, convert_many
 from ggcl_fast.batch import progress
 from ggcl_fast.batch.progress import Share, Tally, Teller, read_told
 from ggcl_fast.commands.convert import main
@@ -126,10 +126,62 @@ def test_a_share_is_as_large_as_what_was_written(tmp_path: Path) -> None:
     for nbytes in (10, 15, 0, 25, 100):  # more than was said is all
         share(nbytes)
     assert told == [200, 300, 500]
-    share.finish()
+    failed = JobResult(Job(tmp_path / "in", "out"), "failed", None, OSError())
+    share.finish(failed)
     assert told == [200, 300, 500]
-    Share("https://somewhere/in", told.append).finish()
-    assert told == [200, 300, 500]
+    Share(tmp_path / "in", told.append).finish(failed)
+    assert told == [200, 300, 500, 1000]
+    Share("https://somewhere/in", told.append).finish(failed._replace(job=Job("https://somewhere/in", "out")))
+    assert told == [200, 300, 500, 1000]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", [iter, list])
+def test_jobs_that_cannot_be_are_failures_here_too(
+    kind: Any, workers: int, sources: list[Path], tmp_path: Path
+) -> None:
+    told: list[int] = []
+    jobs = [(None, "a"), (5, "b"), (["a"], "c"), (sources[0], tmp_path / "out")]
+    results = list(convert_many(kind(jobs), workers=workers, progress=told.append))
+    assert sorted(result.status for result in results) == ["converted", "failed", "failed", "failed"]
+    assert sum(told) == sources[0].stat().st_size
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_progress_raises_ends_the_run(workers: int, sources: list[Path], tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def tell(nbytes: int) -> None:
+        told.append(nbytes)
+        raise RuntimeError("nobody listens")
+
+    jobs = [Job(source, tmp_path / f"{source.stem}.gguf") for source in sources]
+    with pytest.raises(RuntimeError, match="nobody listens"):
+        list(convert_many(jobs, workers=workers, progress=tell))
+    assert len(told) == 1
+    assert not [name for name in os.listdir(tmp_path) if "-part" in name]
+
+
+@pytest.mark.parametrize("n_there", [0, 2, 3])
+def test_the_bar_of_a_batch_of_objects_ends_full(
+    n_there: int, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra remote")
+    bars: list[Any] = []
+
+    class Bar(tqdm.tqdm):  # type: ignore[type-arg]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    memory = fsspec.filesystem("memory")
+    for i, source in enumerate(sources[:3]):
+        memory.pipe(f"/bar-{n_there}/{i}.ggcl", source.read_bytes())
+        if i < n_there:
+            (tmp_path / f"{i}.gguf").write_bytes(b"there")
+    assert main(["--progress", "-j1", "--skip-existing", f"memory://bar-{n_there}/", str(tmp_path)]) == 0
+    assert bars[0].n == bars[0].total == sum(source.stat().st_size for source in sources[:3])
 
 
 def test_what_is_lost_is_not_told_again() -> None:

@@ -169,11 +169,51 @@ def test_a_folder_that_is_no_adapter_is_an_error(
     config: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "adapter_config.json").write_bytes(config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     assert main([str(tmp_path), str(DATA / "base.gguf")]) == 1
     err = capsys.readouterr().err.splitlines()
     assert [line.startswith("ggcl-info: error: ") for line in err] == [True, True]
     assert err[0].endswith("Is a directory")
     assert "a base model" in err[1]
+
+
+def test_a_folder_without_weights_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(b'{"peft_type": "LORA", "r": 4}')
+    assert main([str(tmp_path)]) == 1
+    os.mkfifo(tmp_path / "adapter_model.safetensors")  # and nobody waits
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("Is a directory") == 2
+
+
+@pytest.mark.parametrize("rank", ["true", "-1", "9" * 1000, "null", '"4"'])
+def test_a_rank_that_is_none_is_left_out(rank: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        f'{{"peft_type": "LORA", "r": {rank}, "base_model_name_or_path": "\\u001b[2J"}}'
+    )
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(10))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    size = (tmp_path / "adapter_config.json").stat().st_size + 10
+    assert said.endswith(f"PEFT, upon \\x1b[2J, {size:,} bytes\n")
+
+
+def test_files_and_models_come_in_the_order_that_is_asked_for(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [TRAINED, str(made / "merged"), LBFGS]
+
+    def order(*options: str) -> list[int]:
+        assert main(["--json", *options, *paths]) == 0
+        return [paths.index(json.loads(line)["source"]) for line in capsys.readouterr().out.splitlines()]
+
+    assert order() == [0, 1, 2]
+    assert order("--sort", "loss") == [0, 2, 1]
+    assert order("--sort", "iterations") == [2, 0, 1]
+    assert order("--sort", "name") == sorted(range(3), key=lambda i: paths[i])
+    assert main(["--plot", str(tmp_path / "x.png"), str(made / "merged")]) == 1
+    assert "not drawn" in capsys.readouterr().err
 
 
 # --- several files --------------------------------------------------------------------------------------------------
