@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
+from unittest import mock
 
 import pytest
 
 import ggcl_fast
-from ggcl_fast import CheckpointError, Job, convert_many, open_checkpoint
+from ggcl_fast import CheckpointError, Job, SourceChangedError, convert_many, open_checkpoint
 from ggcl_fast.checkpoint import Format
 from ggcl_fast.commands import convert as convert_command
 from ggcl_fast.commands import info as info_command
 from ggcl_fast.storage import sources
+from ggcl_fast.storage.places import Place
 from ggcl_fast.targets import TARGETS
 
 from .engines import ENGINES
@@ -50,7 +52,7 @@ SAMPLES: Final = _samples()
 class Case:
     """One source, one target, and a folder to write to."""
 
-    def __init__(self, folder: Path, data: bytes, base: bytes, to: str) -> None:
+    def __init__(self, folder: Path, data: bytes, base: bytes, to: str, *, with_base: bool) -> None:
         self.inputs, self.out = folder / "inputs", folder / "out"
         self.inputs.mkdir()
         self.out.mkdir()
@@ -58,7 +60,7 @@ class Case:
         self.source, self.target = self.inputs / NAME, self.out / "x"
         self.source.write_bytes(data)
         self.options: dict[str, Any] = {"to": to}
-        if "base" in TARGETS[to].takes:
+        if with_base:
             self.options["base"] = self.inputs / "base.gguf"
             self.options["base"].write_bytes(base)
         self.is_folder = bool(TARGETS[to].folder)
@@ -68,8 +70,9 @@ class Case:
         return ggcl_fast.convert(source, target or self.target, **{**self.options, **more})
 
     def take(self) -> Contents:
-        """Return all that was written, and remove it."""
+        """Return all that was written, of which nothing is temporary, and remove it."""
         found = contents(self.out)
+        assert [path for path in self.out.rglob("*") if "-part" in path.name] == []
         shutil.rmtree(self.out)
         self.out.mkdir()
         return found
@@ -151,16 +154,71 @@ def the_same_by_every_engine_and_every_time(case: Case) -> None:
         assert case.take() == whole
 
 
+def _choices(case: Case) -> dict[str, Any]:
+    """Every option that the target takes, and is there to be given, with another value than by default."""
+    values = {
+        "base_out": case.out / "other-base.gguf" if "base" in case.options else None,
+        "heads": None if "base" in case.options else (2, 2),
+        "rows": "gguf",
+        "arch": None if "base" in case.options else "llama",
+        "name": "a name",
+        "base_model_id": "owner/model",
+        "token_embd": False,
+    }
+    taken = {name: values[name] for name in TARGETS[case.to].takes if name != "base"}
+    return {
+        **{name: value for name, value in taken.items() if value is not None},
+        "outtype": TARGETS[case.to].outtypes[-1],
+    }
+
+
+def _arguments(options: dict[str, Any]) -> list[str]:
+    """Write options as the command has them."""
+    flags = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is False:
+            flags.append(f"--no-{name.replace('_', '-')}")
+        elif value is True:
+            flags.append(flag)
+        else:
+            flags.append(f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return flags
+
+
 @promise
 def the_same_in_a_batch_and_by_the_command(case: Case) -> None:
-    whole = case.whole()
-    for executor in (None, ThreadPoolExecutor(2)):
-        [result] = convert_many([Job(case.source, case.target)], executor=executor, workers=1, **case.options)
-        assert result.error is None
-        assert case.take() == whole
-    options = [f"--{name}={value}" for name, value in case.options.items()]
-    assert convert_command.main([*options, "-q", str(case.source), str(case.target)]) == 0
-    assert case.take() == whole
+    """Whatever is asked for; and what must fail fails everywhere."""
+    for more in ({}, _choices(case), {"ff": 12345}, {"dry_run": True}, {"fsync": True, "force": True}):
+        options = {**case.options, **more}
+        with contextlib.suppress(CheckpointError):
+            ggcl_fast.convert(case.source, case.target, **options)
+        expected = case.take()
+        with ThreadPoolExecutor(2) as threads:
+            for executor in (None, threads):
+                [result] = convert_many([Job(case.source, case.target)], executor=executor, workers=1, **options)
+                assert bool(result.error) == ("ff" in more)
+                assert case.take() == expected
+        status = convert_command.main([*_arguments(options), "-q", str(case.source), str(case.target)])
+        assert status == ("ff" in more)
+        assert case.take() == expected
+        assert bool(expected) == (not {"ff", "dry_run"} & set(more))
+
+
+@promise
+def fsync_is_asked_for_by_every_way(case: Case) -> None:
+    def n_synced(run: Callable[[], object]) -> int:
+        with mock.patch.object(os, "fsync") as fsync:
+            run()
+        case.take()
+        return int(fsync.call_count)
+
+    options = {**case.options, "fsync": True}
+    n = n_synced(lambda: ggcl_fast.convert(case.source, case.target, **options))
+    assert n >= 2
+    assert n == n_synced(lambda: list(convert_many([Job(case.source, case.target)], workers=1, **options)))
+    assert n == n_synced(lambda: convert_command.main([*_arguments(options), "-q", str(case.source), str(case.target)]))
+    assert n_synced(lambda: case.convert()) == 0
 
 
 @promise
@@ -197,14 +255,23 @@ def the_same_into_streams_and_stores(case: Case) -> None:
     with contextlib.suppress(ImportError):  # the extra remote
         import fsspec
 
+        memory = fsspec.filesystem("memory")
+        memory.pipe("/matrix/out", OLD)
+        with pytest.raises(FileExistsError):
+            case.convert(target="memory://matrix/out")
+        assert memory.cat("/matrix/out") == OLD
         case.convert(target="memory://matrix/out", force=True)
-        assert fsspec.filesystem("memory").cat("/matrix/out") == whole["x"]
+        assert memory.cat("/matrix/out") == whole["x"]
 
 
 @promise
 def a_dry_run_writes_nothing_and_tells_the_same(case: Case) -> None:
     report = case.convert(dry_run=True)
     assert os.listdir(case.out) == []
+    old = case.put_old({"x/README.md": b""} if case.is_folder else {"x": b""})
+    with pytest.raises(FileExistsError):
+        case.convert(dry_run=True)
+    assert case.take() == old
     real = case.convert()
     assert report._replace(seconds=0, dry_run=False) == real._replace(seconds=0)
     assert real.target_bytes == sum(map(len, case.take().values()))
@@ -223,11 +290,48 @@ def nothing_is_replaced_unasked_and_all_of_it_when_asked(case: Case) -> None:
     assert case.take() == whole
 
 
+class _Progress:
+    """Takes what is told, and looks at how much of it is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.begun, self.told = folder, list[int](), 0
+
+    def begin(self, total: int) -> None:
+        assert self.told == 0
+        self.begun.append(total)
+
+    def __call__(self, nbytes: int) -> None:
+        self.told += nbytes
+        assert self.told <= sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
 @promise
 def progress_comes_to_its_total(case: Case) -> None:
-    told: list[int] = []
-    report = case.convert(progress=told.append)
-    assert sum(told) == report.target_bytes
+    progress = _Progress(case.out)
+    report = case.convert(progress=progress)
+    assert progress.begun == [report.target_bytes]
+    assert progress.told == report.target_bytes
+
+
+@promise
+def a_failure_when_all_is_in_place_is_undone(case: Case) -> None:
+    whole = case.whole()
+    for is_there in (False, True):
+        old = case.put_old(whole) if is_there else {}
+        with mock.patch.object(Place, "sync", side_effect=OSError(5, "bad")), pytest.raises(OSError, match="bad"):
+            case.convert(fsync=True, force=is_there)
+        assert case.take() == old
+
+
+@promise
+def a_source_that_changes_is_an_error(case: Case) -> None:
+    def change(_: int) -> None:
+        case.source.write_bytes(case.data[:-1] + bytes([case.data[-1] ^ 1]))
+
+    with pytest.raises(SourceChangedError):
+        case.convert(progress=change)
+    assert os.listdir(case.out) == []
+    case.source.write_bytes(case.data)
 
 
 @promise
@@ -286,19 +390,28 @@ def what_is_written_is_known_again(case: Case) -> None:
 
 
 class Cell(NamedTuple):
-    """A source and a target, by name."""
+    """A source and a target, by name, and whether the base model is given."""
 
     kind: str
     to: str
+    with_base: bool
 
     @property
     def refusal(self) -> str:
         """Why this source cannot become that target; nothing where it can."""
-        route = Route(self.to, with_base="base" in TARGETS[self.to].takes)
-        return refusal(*SAMPLES[self.kind], route)
+        return refusal(*SAMPLES[self.kind], Route(self.to, with_base=self.with_base))
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.to}{'-base' if self.with_base else ''}"
 
 
-CELLS: Final = [Cell(kind, to) for kind in SAMPLES for to in TARGETS]
+CELLS: Final = [
+    Cell(kind, to, with_base)
+    for kind in SAMPLES
+    for to, target in TARGETS.items()
+    for with_base in (True, False)
+    if ("base" in target.takes or not with_base) and ("base" not in target.needs or with_base)
+]
 
 
 def test_every_format_has_a_sample() -> None:
@@ -308,19 +421,19 @@ def test_every_format_has_a_sample() -> None:
 
 @pytest.fixture
 def case(cell: Cell, tmp_path: Path) -> Iterator[Case]:
-    case = Case(tmp_path, *SAMPLES[cell.kind], cell.to)
+    case = Case(tmp_path, *SAMPLES[cell.kind], cell.to, with_base=cell.with_base)
     before = contents(case.inputs)
     yield case
     assert contents(case.inputs) == before
 
 
 @pytest.mark.parametrize("name", PROMISES)
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if not cell.refusal], ids="-".join)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if not cell.refusal], ids=str)
 def test_promise(name: str, case: Case) -> None:
     PROMISES[name](case)
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refusal], ids="-".join)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refusal], ids=str)
 def test_what_cannot_be_is_refused_and_leaves_what_was_there(cell: Cell, case: Case) -> None:
     for is_there in (False, True):
         old = case.put_old({"x/adapter_config.json": b""} if case.is_folder else {"x": b""}) if is_there else {}

@@ -229,13 +229,15 @@ class Place(Held):
             os.rename(self._aside, self.path)
 
     def _withdraw(self) -> None:
-        """Let nothing be in the place again: from where it is removed, somebody else may have begun another."""
-        try:
-            is_out = system.rename_to_free_name(self.path, self._part)
-        except OSError:
-            is_out = False
-        if not is_out:
-            self._remove_locked(self._fd, self.path)
+        """Let nothing be in the place again, nor half of it at any moment."""
+        for number in range(TRIES):  # under the one that was ours somebody may have begun another
+            self._part = self._numbered(number)
+            with contextlib.suppress(FileExistsError):
+                if system.rename_to_free_name(self.path, self._part):
+                    return
+                if not system.is_there(self._part):
+                    os.rename(self.path, self._part)
+                    return
 
     def _put_back(self, old: str, free: str) -> None:
         """Let what stands at `old` take the target's place again; the name `free` is nobody's."""
