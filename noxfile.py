@@ -45,9 +45,13 @@ def everything(session: nox.Session) -> None:
 def man(session: nox.Session) -> None:
     """Write man pages of both commands, made of what they say with --help, into the folder man."""
     session.install("-e", ".[docs]")
-    for command in ("convert", "info"):
-        name = f"ggcl-{'fast' if command == 'convert' else command}"
+    commands = {
+        "ggcl-fast": ("convert", "convert LoRA checkpoints and adapters of llama.cpp"),
+        "ggcl-info": ("info", "show what is inside LoRA checkpoints of llama.cpp"),
+    }
+    for name, (module, description) in commands.items():
         session.run(
-            "argparse-manpage", "--module", f"ggcl_fast.commands.{command}", "--function", "argument_parser",
-            "--project-name", "ggcl_fast", "--manual-title", name, "--output", f"man/{name}.1",
+            "argparse-manpage", "--module", f"ggcl_fast.commands.{module}", "--function", "argument_parser",
+            "--project-name", "ggcl_fast", "--manual-title", name, "--description", description,
+            "--output", f"man/{name}.1",
         )  # fmt: skip

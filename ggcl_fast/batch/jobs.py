@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..conversion import ConversionReport
     from ..targets.options import Options
 
-__all__ = ["Job", "JobResult", "Status", "convert_one"]
+__all__ = ["Job", "JobResult", "Status", "convert_one", "size_of"]
 
 Status = Literal["converted", "skipped", "failed"]
 
@@ -27,6 +27,14 @@ class Job(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Job(source={public_name(self.source)!r}, target={public_name(self.target)!r})"
+
+
+def size_of(source: StrPath) -> int:
+    """Return the bytes of a local file, 0 for anything else: what cannot be read is told by its job."""
+    try:
+        return os.path.getsize(located(source))
+    except (OSError, TypeError, ValueError):
+        return 0
 
 
 class JobResult(NamedTuple):

@@ -9,8 +9,8 @@ import time
 from typing import Final
 
 from ..storage.outputs import Progress
-from ..storage.urls import StrPath, located
-from .jobs import JobResult
+from ..storage.urls import StrPath
+from .jobs import JobResult, size_of
 
 __all__ = ["Share", "Tally", "Teller", "read_told"]
 
@@ -19,17 +19,9 @@ _NUMBER: Final = struct.Struct("q")
 _MESSAGES: Final = 1024  # that are read at a time
 
 
-def _size(source: StrPath) -> int:
-    """Return the bytes of a local file, 0 for anything else."""
-    try:
-        return os.path.getsize(located(source))
-    except (OSError, TypeError, ValueError):
-        return 0
-
-
 def _done(result: JobResult) -> int:
     """Return the bytes of a job's source, be it done or not."""
-    return result.report.source_bytes if result.report is not None else _size(result.job.source)
+    return result.report.source_bytes if result.report is not None else size_of(result.job.source)
 
 
 class Share:
@@ -40,7 +32,7 @@ class Share:
 
     def __init__(self, source: StrPath, progress: Progress) -> None:
         self._progress = progress
-        self._size = _size(source)
+        self._size = size_of(source)
         self._total = self._written = self._told = 0
 
     def begin(self, total: int) -> None:

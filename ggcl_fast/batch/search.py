@@ -13,7 +13,7 @@ from ..storage.opening import open_source
 from ..storage.urls import below, is_folder, is_url, located, public_name
 from ..targets import names
 from ..targets.options import Options
-from .jobs import Job, JobResult
+from .jobs import Job, JobResult, size_of
 
 __all__ = ["Search", "find_jobs"]
 
@@ -83,7 +83,7 @@ def find_jobs(sources: Sequence[str], target: str, options: Options, *, recursiv
                 raise FileExistsError(errno.EEXIST, problem, public_name(name))
             taken[name] = find.path
             search.jobs.append(job)
-            search.sizes.append(_size(find.path) if find.nbytes == _UNKNOWN else find.nbytes)
+            search.sizes.append(size_of(find.path) if find.nbytes == _UNKNOWN else find.nbytes)
     return search._replace(n_others=n_others)
 
 
@@ -142,10 +142,3 @@ def _is_gguf_input(path: str) -> bool:
         keys = first_keys(source)
     is_input = keys.get(finetune.TRAINING_TYPE.name) == finetune.TRAINED or keys.get(finetune.KIND) == finetune.ADAPTER
     return is_input and MADE_BY not in keys
-
-
-def _size(path: str) -> int:
-    try:
-        return 0 if is_url(path) else os.path.getsize(path)
-    except OSError:
-        return 0  # its job will tell

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ..batch.jobs import Job, JobResult, convert_one
+from ..batch.jobs import Job, JobResult, convert_one, size_of
 from ..storage.places import EXISTS
 from ..storage.streams import STDOUT
 from ..storage.system import n_cpus
@@ -54,10 +54,7 @@ class Task(NamedTuple):
     @classmethod
     def of_one(cls, source: str, target: str, options: Options) -> Task:
         """Return the task of one file."""
-        size = 0
-        with contextlib.suppress(OSError, ValueError):  # its job will tell
-            size = os.path.getsize(source)
-        return cls([Job(source, target)], [size], options, alone=True)
+        return cls([Job(source, target)], [size_of(source)], options, alone=True)
 
     @property
     def n_bytes(self) -> int:
@@ -264,11 +261,8 @@ def _display(task: Task, args: Namespace) -> Iterator[_Display]:
 
 def _is_short(task: Task) -> bool:
     """Tell whether a task of one file is done before anybody wonders."""
-    n_bytes = task.n_bytes
-    if task.options.base is not None:
-        with contextlib.suppress(OSError, ValueError):
-            n_bytes += os.path.getsize(task.options.base)
-    return n_bytes < LONG_WORK
+    base = task.options.base
+    return task.n_bytes + (size_of(base) if base is not None else 0) < LONG_WORK
 
 
 def _summary(counts: Counter[str], task: Task, begin: float) -> str:
