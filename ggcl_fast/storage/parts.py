@@ -152,9 +152,7 @@ class Part:
                 fd = os.open(aside, os.O_RDONLY | os.O_NONBLOCK | FLAGS)
             if fd >= 0 and (lock(fd) is False or not is_linked(fd, aside)):  # a rival that lives holds it
                 return not is_there(aside)
-            if not is_there(self.path):
-                if not rename_to_free_name(aside, self.path):
-                    os.rename(aside, self.path)
+            if self._is_put_back(aside):
                 raise FileExistsError(
                     errno.EEXIST, f"The {self.what} that a killed run had set aside is back; look, then try again"
                 )
@@ -165,6 +163,17 @@ class Part:
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _is_put_back(self, aside: str) -> bool:
+        """Put back what was set aside, where the target's place is free; false where it is not."""
+        if is_there(self.path):
+            return False
+        try:
+            if not rename_to_free_name(aside, self.path):
+                os.rename(aside, self.path)
+        except FileExistsError:  # a rival was faster
+            return False
+        return True
 
     def _close(self) -> None:
         for fd in (self._fd, self._old):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ggcl_fast.storage import system
+from ggcl_fast.storage import parts, system
 from ggcl_fast.storage.files import OutputFile, OutputFolder
 from ggcl_fast.storage.outputs import Output, Outputs
 
@@ -302,3 +302,23 @@ def test_long_names_that_begin_alike_have_places_of_their_own(tmp_path: Path) ->
         one.file("").__enter__().writev([OLD])
         other.file("").__enter__().writev([NEW])
     assert contents(tmp_path) == dict(zip(names, [OLD, NEW]))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_set_aside_comes_back_only_to_a_free_place(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rival is there between the look and the rename: his stays."""
+    path, aside, rename = tmp_path / "out", tmp_path / ".out.0.ggcl_fast-part-old", system.rename_to_free_name
+    write(output(aside, kind))
+
+    def late(old: str, new: str) -> bool:
+        monkeypatch.undo()
+        write(output(path, kind))
+        return rename(old, new)
+
+    monkeypatch.setattr(parts, "rename_to_free_name", late)
+    with pytest.raises(FileExistsError, match="exists"):
+        write(output(path, kind))
+    assert set(contents(tmp_path).values()) == {NEW}
+    assert os.listdir(tmp_path) == ["out"]
