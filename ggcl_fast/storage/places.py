@@ -25,7 +25,7 @@ from typing import Final
 
 from . import system
 from .holding import TRIES, Held
-from .system import is_linked
+from .system import is_linked, unlock
 from .urls import StrPath
 
 __all__ = ["EXISTS", "Place"]
@@ -257,6 +257,7 @@ class Place(Held):
         """
         if self._process == os.getpid():  # in a fork of the writer it is the parent's
             if self._fd >= 0:
+                unlock(self._fd)  # all is decided: nobody has to wait for what is left to do
                 self._clear()
             elif self._part:  # an interrupt may have come between its creation and our knowing of it
                 with contextlib.suppress(OSError):

@@ -29,8 +29,8 @@ _MOST_BYTES: Final = 1 << 30  # of one call; some systems refuse 2 GiB
 _AT_FDCWD: Final = -100
 _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
-_LOCK_PAUSE: Final = 1e-3  # seconds
-_LOCK_TRIES: Final = 1000
+_SHORTEST_PAUSE: Final = 0.5e-3  # seconds; the next is twice as long
+_LONGEST_PAUSE: Final = 0.6
 _CANNOT: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -115,11 +115,13 @@ def lock(fd: int) -> bool | None:
 
 def lock_soon(fd: int) -> bool:
     """Take the lock of `fd` from somebody who is about to give it up; false where that takes longer than a second."""
-    for _ in range(_LOCK_TRIES):
-        if lock(fd) is not False:
-            return True
-        time.sleep(_LOCK_PAUSE)
-    return False
+    pause = _SHORTEST_PAUSE
+    while lock(fd) is False:
+        if pause > _LONGEST_PAUSE:
+            return False
+        time.sleep(pause)
+        pause *= 2
+    return True
 
 
 def unlock(fd: int) -> None:
