@@ -199,9 +199,7 @@ def test_a_rank_that_is_none_is_left_out(rank: str, tmp_path: Path, capsys: pyte
     assert said.endswith(f"PEFT, upon \\x1b[2J, {size:,} bytes\n")
 
 
-def test_files_and_models_come_in_the_order_that_is_asked_for(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_and_models_come_in_the_order_that_is_asked_for(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [TRAINED, str(made / "merged"), LBFGS]
 
     def order(*options: str) -> list[int]:
@@ -212,8 +210,13 @@ def test_files_and_models_come_in_the_order_that_is_asked_for(
     assert order("--sort", "loss") == [0, 2, 1]
     assert order("--sort", "iterations") == [2, 0, 1]
     assert order("--sort", "name") == sorted(range(3), key=lambda i: paths[i])
+
+
+def test_a_picture_of_nothing_is_an_error(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
     assert main(["--plot", str(tmp_path / "x.png"), str(made / "merged")]) == 1
     assert "not drawn" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 # --- several files --------------------------------------------------------------------------------------------------
