@@ -1,6 +1,5 @@
 """Failing disks, signals, rivals: the target is the old one or the whole new one, and the source is never touched."""
 
-import gc
 import mmap
 import os
 import random
@@ -221,13 +220,10 @@ def _interrupted_at(moment: int, run: Callable[[], object]) -> bool:
     try:
         run()
     except _Interrupt:
-        pass
-    else:
-        return False
+        return True
     finally:
         sys.settrace(before)
-    gc.collect(1)  # an interrupt in the middle of cleaning up leaves a circle that holds a lock
-    return True
+    return False
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the source may stay open for a moment

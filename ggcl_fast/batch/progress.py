@@ -24,16 +24,29 @@ def _done(result: JobResult) -> int:
     return result.report.source_bytes if result.report is not None else size_of(result.job.source)
 
 
-class Share:
+class _Forward:
+    """Tells `progress` how much more is done each time, and never that it is less."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._told = 0
+
+    def _tell(self, done: int) -> None:
+        news, self._told = done - self._told, max(done, self._told)
+        if news > 0:
+            self._progress(news)
+
+
+class Share(_Forward):
     """What one job tells `progress`, in bytes of its source: as large a part of them as was written of its outputs.
 
     How large a source is that is no local file is known only when it is done.
     """
 
     def __init__(self, source: StrPath, progress: Progress) -> None:
-        self._progress = progress
+        super().__init__(progress)
         self._size = size_of(source)
-        self._total = self._written = self._told = 0
+        self._total = self._written = 0
 
     def begin(self, total: int) -> None:
         """Take the bytes that there are to write."""
@@ -48,13 +61,8 @@ class Share:
         """Tell that nothing is left to do, be it done or not."""
         self._tell(_done(result))
 
-    def _tell(self, done: int) -> None:
-        news, self._told = done - self._told, max(done, self._told)
-        if news > 0:
-            self._progress(news)
 
-
-class Tally:
+class Tally(_Forward):
     """What all jobs tell `progress`: each byte once, also where it is done again because who did it has died.
 
     Results say what is done for certain; between them the shares of what is in work do.
@@ -64,18 +72,18 @@ class Tally:
     """What `progress` raised while it was called from within a job."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._landed = self._base = self._shared = self._told = 0
+        super().__init__(progress)
+        self._landed = self._base = self._shared = 0
 
     def land(self, result: JobResult) -> None:
         """Take a result."""
         self._landed += _done(result)
-        self._tell()
+        self._look()
 
     def share(self, nbytes: int) -> None:
         """Take bytes that are done of what is in work."""
         self._shared += nbytes
-        self._tell()
+        self._look()
 
     def share_from_within(self, nbytes: int) -> None:
         """Do the same within a job, whose fault it is not if `progress` fails."""
@@ -89,11 +97,8 @@ class Tally:
         """Forget what was in work: it will be done again."""
         self._base, self._shared = self._landed, 0
 
-    def _tell(self) -> None:
-        done = max(self._landed, self._base + self._shared)
-        news, self._told = done - self._told, max(done, self._told)
-        if news > 0:
-            self._progress(news)
+    def _look(self) -> None:
+        self._tell(max(self._landed, self._base + self._shared))
 
 
 class Teller:

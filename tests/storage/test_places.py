@@ -275,19 +275,18 @@ def test_a_fork_of_a_writer_takes_and_undoes_nothing(kind: str, tmp_path: Path) 
     with Outputs([one]), one.file("a") as writer:
         writer.preallocate(100)
         writer.writev([NEW[:1]])
-        if kind == "file":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of threads that other tests have left
-                child = os.fork()
-            if child == 0:
-                try:
-                    one.finish()
-                except OSError:
-                    one.give_back()
-                    one.discard()
-                    os._exit(0)
-                os._exit(1)
-            assert os.waitpid(child, 0)[1] == 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads that other tests have left
+            child = os.fork()
+        if child == 0:
+            try:
+                one.finish()
+            except OSError:
+                one.give_back()
+                one.discard()
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
         writer.writev([NEW[1:]])
     assert set(contents(tmp_path).values()) == {NEW}
     assert path.exists()

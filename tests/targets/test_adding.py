@@ -17,7 +17,7 @@ from ggcl_fast.formats import sums
 from ggcl_fast.storage.sources import SourceFile
 from ggcl_fast.targets import adding
 
-from ..engines import COMPILED_OR_NOT, HAS_NUMBA, needs_numba
+from ..engines import COMPILED_OR_NOT, needs_numba
 from ..models import Model, Type
 
 TYPES = pytest.mark.parametrize("type", [*sums.LARGEST, Type.Q5_1], ids=lambda type: type.name)
@@ -41,7 +41,7 @@ def test_kernels_and_numpy_give_the_same_file(
     factors = model.factors()
     monkeypatch.setattr(adding, "_ROWS", n_rows * 4 * 64)
     monkeypatch.setattr(adding, "_add_plainly", lambda *_: pytest.fail("not with a kernel"))
-    fast = merge(tmp_path, model, factors, "numba") if type in sums.LARGEST and HAS_NUMBA else None
+    fast = merge(tmp_path, model, factors, "numba") if type in sums.LARGEST else None
     monkeypatch.undo()
     monkeypatch.setattr(adding, "_ROWS", n_rows * 4 * 64)
     plain = merge(tmp_path, model, factors, "python")
