@@ -19,7 +19,7 @@ import numpy as np
 
 import ggcl_fast
 from ggcl_fast import readers
-from ggcl_fast.formats import gguf_writer, layout, schema
+from ggcl_fast.formats import layout, schema
 from ggcl_fast.formats.schema import schemas
 from ggcl_fast.readers import engine, predict
 from ggcl_fast.storage import copying
@@ -326,7 +326,7 @@ def warm(_: int) -> None:
 
 def forget_shapes() -> None:
     """Make the next file the first of its shape."""
-    for one in (schema._schema, predict.predict, predict.place_of_n_ff, gguf_writer._packed_infos):
+    for one in (schema._schema, predict.predict, predict.place_of_n_ff, finetune_gguf._tensors):
         one.cache_clear()
 
 

@@ -6,8 +6,8 @@ together.  Data is appended by whoever has it, zero-copy slices of a source or w
 
 from __future__ import annotations
 
-import functools
 import io
+import itertools
 import logging
 import math
 import threading
@@ -27,7 +27,6 @@ __all__ = [
 ]  # fmt: skip
 
 _ZEROS: Final = bytes(1 << 20)
-_MOST_CACHED: Final = 3000  # tensors whose infos are kept for the next file, 0.5 MB; a model of 128 layers has less
 _V = gguf.GGUFValueType
 _NUMBERS: Final = {
     _V.UINT32: np.dtype("<u4"), _V.INT32: np.dtype("<i4"), _V.FLOAT32: np.dtype("<f4"), _V.BOOL: np.dtype("?"),
@@ -84,22 +83,12 @@ def tensor_infos(names: Sequence[str], table: npt.NDArray[np.void]) -> bytes:
     infos["ne"][:, 1] = table["ne1"]
     infos["dtype"] = gguf.GGMLQuantizationType.F32
     infos["offset"] = table["gguf_offset"]
-    pack = _packed_infos if len(infos) <= _MOST_CACHED else _packed_infos.__wrapped__
-    return pack(tuple(names), infos.tobytes())
-
-
-@functools.lru_cache(maxsize=4)  # the checkpoints of one training run are all of one shape
-def _packed_infos(names: tuple[str, ...], infos: bytes) -> bytes:
-    """Return the tensor infos as they stand in the file; `infos` holds a `layout.GGUF_TENSOR_INFO` for each name."""
-    rows = np.frombuffer(infos, GGUF_TENSOR_INFO)
-    size = GGUF_TENSOR_INFO.itemsize
-    packed = bytearray()
-    for i, (name, n_dims) in enumerate(zip(names, rows["n_dims"].tolist())):
-        encoded, info = name.encode(), infos[i * size : (i + 1) * size]
-        packed += len(encoded).to_bytes(8, "little")
-        packed += encoded
-        packed += info if n_dims == 2 else info[: _NE1.start] + info[_NE1.stop :]
-    return bytes(packed)
+    pieces = infos.view(f"V{GGUF_TENSOR_INFO.itemsize}").tolist()
+    for i in np.flatnonzero(table["n_dims"] == 1).tolist():
+        pieces[i] = pieces[i][: _NE1.start] + pieces[i][_NE1.stop :]
+    encoded = list(map(str.encode, names))
+    lengths = np.array(list(map(len, encoded)), "<u8").view("V8").tolist()
+    return b"".join(itertools.chain.from_iterable(zip(lengths, encoded, pieces)))
 
 
 class TensorInfo(NamedTuple):

@@ -7,7 +7,8 @@ B with ne = (rank, n_out).  Names on the GGUF side are gguf's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -97,7 +98,7 @@ OPTIMIZER_TENSORS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
 `layout.OPTIMIZER`.  past_loss_values is absent where past is 0."""
 
 _DIMS: Final = ("one", "n_embd", "n_vocab", "n_ff", "n_embd_kv")
-_BLOCK: Final = "blk."  # what gguf's names of a layer's tensors begin with, before its number
+_NUMBER: Final = "#"  # stands for a digit of a layer's number
 _LAYERS: Final = 128  # of one schema, 0.7 MB: what a file that lies about its layers can cost, and a cache hold
 
 
@@ -166,26 +167,35 @@ def schemas(n_layer: int) -> Iterator[Schema]:
 @functools.lru_cache(maxsize=4)  # the next file is often of the same shape
 def _schema(first: int, stop: int) -> Schema:
     """Return the records of the layers from `first` to before `stop`, after those of the model if `first` is 0."""
-    layers = range(first, stop)
     of_model = MODEL_MODULES if first == 0 else ()
-    source_ends = [f"{m.weight}.weight.lora{end}" for m in LAYER_MODULES for end in "AB"]
-    ends = [f"{m.base_name.format(bid='')}.weight.lora_{end}"[len(_BLOCK) :] for m in LAYER_MODULES for end in "ab"]
-    source_names = [f"{m.weight}.weight.lora{end}" for m in of_model for end in "AB"]
-    source_names += [f"layers.{i}.{end}" for i in layers for end in source_ends]
+    numbers = list(map(str, range(first, stop)))
+    # Written once for all layers, or for all whose numbers are as wide, and then filled in.
+    block = "\n".join(f"{m.base_name.format(bid=_NUMBER)}.weight.lora_{end}" for m in LAYER_MODULES for end in "ab")
     names = [f"{m.base_name}.weight.lora_{end}" for m in of_model for end in "ab"]
-    names += [f"{_BLOCK}{i}{end}" for i in layers for end in ends]
+    names += [name for number in numbers for name in block.replace(_NUMBER, number).split("\n")]
 
-    lengths = np.array(list(map(len, source_names)), np.int64)
-    n_words = lengths // 4 + 1  # a name of whole words gets one of zeros: the last, partial word always exists
-    padded = "".join(name.ljust(4 * n, "\0") for name, n in zip(source_names, n_words.tolist())).encode()
-    name_words = np.frombuffer(padded, "<u4").astype(np.uint32)
+    padded, lengths = _padded([f"{m.weight}.weight.lora{end}" for m in of_model for end in "AB"])
+    for width, some in itertools.groupby(numbers, len):
+        number = _NUMBER * width
+        ends = [f"layers.{number}.{m.weight}.weight.lora{end}" for m in LAYER_MODULES for end in "AB"]
+        block, of_block = _padded(ends)
+        for n in some:
+            padded += block.replace(number, n)
+            lengths += of_block
+    name_words = np.frombuffer(padded.encode(), "<u4").astype(np.uint32)
     name_words.flags.writeable = False
+    n_words = np.array(lengths, np.int64) // 4 + 1
 
     fixed = np.zeros((len(names), 5), np.int64)
     fixed[:, 0] = 2
     fixed[:, 3] = np.cumsum(n_words) - n_words
     fixed[:, 4] = lengths
-    modules = list(range(len(of_model))) + list(range(len(MODEL_MODULES), len(MODULES))) * len(layers)
+    modules = list(range(len(of_model))) + list(range(len(MODEL_MODULES), len(MODULES))) * len(numbers)
     module = np.array(modules, np.intp)
     in_out = np.array([[_DIMS.index(m.n_in), _DIMS.index(m.n_out)] for m in MODULES], np.intp)
     return Schema(tuple(names), name_words, fixed, np.repeat(module, 2), in_out[module].ravel())
+
+
+def _padded(names: Sequence[str]) -> tuple[str, list[int]]:
+    """Return names, each with zeros up to whole words, one at least, so that a last, partial word always exists."""
+    return "".join(name.ljust(len(name) // 4 * 4 + 4, "\0") for name in names), list(map(len, names))

@@ -56,6 +56,11 @@ class Prediction:
     n_ff: int = 0
     """Feed-forward length that they have."""
 
+    @functools.cached_property
+    def as_bytes(self) -> bytes:
+        """`words`, which are compared faster so."""
+        return self.words.tobytes()
+
 
 class Shape(NamedTuple):
     """What decides where records are, besides the layers and n_ff."""
@@ -219,7 +224,8 @@ def prove(source: Source, prediction: Prediction) -> bool:
     if prediction.position > source.size:
         return False
     if source.memory is not None and (words := _words(source.memory)).flags.aligned:
-        return np.array_equal(words.take(prediction.places), prediction.words)
+        # All places are in the file: with "clip" numpy need not make sure of it, which takes as long as the rest.
+        return words.take(prediction.places, mode="clip").tobytes() == prediction.as_bytes
     records = prediction.table["record"]
     stops = 4 * prediction.places[prediction.begins[1:] - 1] + 4
     first = 0

@@ -8,10 +8,12 @@ kernel's two copies, which are all that this costs, overlap.
 
 from __future__ import annotations
 
+import functools
+import operator
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -24,7 +26,7 @@ from .system import n_cpus
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["BLOCK", "Stretch", "copy_tensors", "in_order", "read_ahead"]
+__all__ = ["BLOCK", "Cuts", "Stretch", "copy_tensors", "in_order", "read_ahead"]
 
 BLOCK: Final = 1 << 20
 """Bytes of a block; more falls out of cache, less costs calls."""
@@ -58,82 +60,79 @@ class _Block(NamedTuple):
     stop: int
     cuts: list[tuple[int, int, int]]  # of each piece: start and stop within the block, padding after it
 
+    def pieces(self, view: memoryview) -> list[bytes | memoryview]:
+        """Slice the block's bytes."""
+        pieces: list[bytes | memoryview] = []
+        for start, stop, padding in self.cuts:
+            pieces.append(view[start:stop])
+            if padding:
+                pieces.append(bytes(padding))
+        return pieces
 
-def copy_tensors(
-    source: Source,
-    offsets: _Numbers,
-    sizes: _Numbers,
-    output: Writer,
-    *,
-    alignment: int,
-    head: bytes = b"",
-) -> None:
-    """Append `head`, then tensors, to `output`, each tensor padded with zeros to a multiple of `alignment`.
+
+class Cuts:
+    """Where tensors are in a source, and what stands between them in an output.
 
     Parameters
     ----------
-    source
-        What to read.  Its size is trusted only as far as `Source.read_into` finds the bytes.
     offsets, sizes
-        (n,) int64: where each tensor is in `source` and how long, in bytes, in the order of the output.
-    output
-        Where the bytes go.
+        (n,) int64: where each tensor is in the source and how long, in bytes, in the order of the output.
     alignment
-        Bytes; small.
-    head
-        What goes before the tensors.
+        Bytes, few; each tensor is padded with zeros to a multiple of them.
     """
-    if source.memory is not None:
-        _copy_from_memory(source.memory, offsets, sizes, output, alignment, head)
+
+    def __init__(self, offsets: _Numbers, sizes: _Numbers, alignment: int) -> None:
+        self._offsets, self._sizes, self._alignment = offsets, sizes, alignment
+
+    @functools.cached_property
+    def of_memory(self) -> Callable[[bytes, memoryview], tuple[bytes | memoryview, ...]]:
+        """What gives a head, then slices of memory and the zeros between them: in two calls of C, once it is made."""
+        padding = -self._sizes % self._alignment
+        # One slice more than is wanted: of a single one itemgetter would not make a tuple.
+        slices = map(slice, [0, *self._offsets.tolist()], [0, *(self._offsets + self._sizes).tolist()])
+        cut = operator.itemgetter(*slices)
+        zeros = [bytes(n) for n in range(1, self._alignment)]
+        order = np.stack([np.arange(len(padding)) + len(zeros) + 2, padding], axis=1).ravel()
+        arrange = operator.itemgetter(0, *order[order != 0].tolist())
+        return lambda head, memory: arrange((head, *zeros, *cut(memory)))
+
+    def blocks(self) -> Iterator[_Block]:
+        """Cut the tensors into blocks, in order."""
+        start = stop = 0
+        cuts: list[tuple[int, int, int]] = []
+        for offset, left in zip(self._offsets.tolist(), self._sizes.tolist()):
+            padding = -left % self._alignment
+            while left:
+                room = start + BLOCK - offset
+                fits = stop <= offset <= stop + _WIDEST_GAP and room >= min(left, _PIECE)
+                if cuts and not (fits and 2 * len(cuts) < LONGEST_GATHER - 2):
+                    yield _Block(start, stop, cuts)
+                    cuts = []
+                if not cuts:
+                    start, room = offset, BLOCK
+                take = min(left, room)
+                left -= take
+                stop = offset + take
+                cuts.append((offset - start, stop - start, 0 if left else padding))
+                offset = stop
+        if cuts:
+            yield _Block(start, stop, cuts)
+
+
+def copy_tensors(source: Source, cuts: Cuts, output: Writer, *, head: bytes = b"") -> None:
+    """Append `head`, then the tensors that `cuts` tells, to `output`.
+
+    The size of `source` is trusted only as far as `Source.read_into` finds the bytes.
+    """
+    if source.memory is not None:  # nothing is gained by blocks here
+        pieces = cuts.of_memory(head, source.memory)
+        for first in range(0, len(pieces), LONGEST_GATHER):
+            output.writev(pieces[first : first + LONGEST_GATHER])
         return
     output.writev([head])
-    zeros = bytes(alignment)
-    for block, view, release in read_ahead(source, _blocks(offsets.tolist(), sizes.tolist(), alignment)):
-        output.writev(_pieces(view, block.cuts, zeros))
+    for block, view, release in read_ahead(source, cuts.blocks()):
+        output.writev(block.pieces(view))
         release()
-
-
-def _copy_from_memory(
-    memory: memoryview, offsets: _Numbers, sizes: _Numbers, output: Writer, alignment: int, head: bytes
-) -> None:
-    """Hand out slices of `memory`; nothing is gained by blocks here."""
-    cuts = zip(offsets.tolist(), (offsets + sizes).tolist(), (-sizes % alignment).tolist())
-    pieces = [head, *_pieces(memory, cuts, bytes(alignment))]
-    for first in range(0, len(pieces), LONGEST_GATHER):
-        output.writev(pieces[first : first + LONGEST_GATHER])
-
-
-def _pieces(view: memoryview, cuts: Iterable[tuple[int, int, int]], zeros: bytes) -> list[bytes | memoryview]:
-    """Slice `view`: start, stop and following padding of each piece."""
-    pieces: list[bytes | memoryview] = []
-    for start, stop, padding in cuts:
-        pieces.append(view[start:stop])
-        if padding:
-            pieces.append(zeros[:padding])
-    return pieces
-
-
-def _blocks(offsets: Sequence[int], sizes: Sequence[int], alignment: int) -> Iterator[_Block]:
-    """Cut the tensors into blocks, in order."""
-    start = stop = 0
-    cuts: list[tuple[int, int, int]] = []
-    for offset, left in zip(offsets, sizes):
-        padding = -left % alignment
-        while left:
-            room = start + BLOCK - offset
-            fits = stop <= offset <= stop + _WIDEST_GAP and room >= min(left, _PIECE)
-            if cuts and not (fits and 2 * len(cuts) < LONGEST_GATHER - 2):
-                yield _Block(start, stop, cuts)
-                cuts = []
-            if not cuts:
-                start, room = offset, BLOCK
-            take = min(left, room)
-            left -= take
-            stop = offset + take
-            cuts.append((offset - start, stop - start, 0 if left else padding))
-            offset = stop
-    if cuts:
-        yield _Block(start, stop, cuts)
 
 
 def in_order(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[tuple[_T, _R]]:

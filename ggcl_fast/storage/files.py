@@ -34,8 +34,7 @@ class _FileWriter:
 
     def writev(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
-        self.nbytes += sum(map(len, pieces))
-        system.write_all(self._fd, pieces)
+        self.nbytes += system.write_all(self._fd, pieces)
 
     def finish(self, *, fsync: bool) -> None:
         """Give up what was reserved and not written; make all reach the disk if `fsync`."""

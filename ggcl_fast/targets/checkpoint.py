@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import gguf
+import numpy as np
+import numpy.typing as npt
 
 from ..checkpoint import Checkpoint, Optimizer
 from ..errors import CheckpointError
@@ -17,7 +19,7 @@ from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
 from ..formats.gguf_writer import KeyTemplate, beginning, new_writer, padding, tensor_infos
 from ..formats.layout import ALIGNMENT
-from ..storage.copying import copy_tensors
+from ..storage.copying import Cuts, copy_tensors
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from .base_model import BaseModel
@@ -25,6 +27,8 @@ from .options import Options
 from .plan import File, Plan
 
 __all__ = ["add_keys", "plan", "write"]
+
+_MOST_KEPT: Final = 3000  # tensors of a shape that is kept for the next file, 1 MB; a model of 128 layers has less
 
 
 def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:  # noqa: ARG001
@@ -41,18 +45,43 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     """
     optimizer = _optimizer(checkpoint)
     keys = _template(optimizer.name).fill([one for one in _values(checkpoint, optimizer) if not isinstance(one, str)])
-    start = beginning(tensor_infos(checkpoint.names, checkpoint.table), len(checkpoint.names), keys)
+    shape = _Shape(checkpoint.names, checkpoint.table)
+    tensors = (_tensors if len(shape.names) <= _MOST_KEPT else _tensors.__wrapped__)(shape)
+    start = beginning(tensors.infos, len(shape.names), keys)
     start += padding(len(start))
-    last = checkpoint.table[-1]
-    data = int(last["gguf_offset"]) + int(last["nbytes"])
-    nbytes = len(start) + data + len(padding(data))
-    return Plan((File(functools.partial(_write, checkpoint, start), nbytes),), len(checkpoint.names))
+    write = functools.partial(copy_tensors, checkpoint.source, tensors.cuts, head=start)
+    return Plan((File(write, len(start) + tensors.nbytes),), len(shape.names))
 
 
-def _write(checkpoint: Checkpoint, start: bytes, output: Writer) -> None:
-    """Write the file, which begins with `start`."""
-    table = checkpoint.table
-    copy_tensors(checkpoint.source, table["offset"], table["nbytes"], output, alignment=ALIGNMENT, head=start)
+class _Shape:
+    """Names and rows of all tensors; one that has the very same objects is equal, as the next file of a shape has."""
+
+    def __init__(self, names: tuple[str, ...], table: npt.NDArray[np.void]) -> None:
+        self.names, self.table = names, table
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shape) and self.names is other.names and self.table is other.table
+
+    def __hash__(self) -> int:
+        return id(self.table)
+
+
+class _Tensors(NamedTuple):
+    """All that the tensors alone decide."""
+
+    infos: bytes
+    cuts: Cuts
+    nbytes: int
+    """Of the data section."""
+
+
+@functools.lru_cache(maxsize=4)
+def _tensors(shape: _Shape) -> _Tensors:
+    table = shape.table
+    last = table[-1]
+    nbytes = int(last["gguf_offset"]) + int(last["nbytes"])
+    cuts = Cuts(table["offset"], table["nbytes"], ALIGNMENT)
+    return _Tensors(tensor_infos(shape.names, table), cuts, nbytes + len(padding(nbytes)))
 
 
 def write(checkpoint: Checkpoint, output: Writer) -> None:

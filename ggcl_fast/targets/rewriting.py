@@ -28,7 +28,7 @@ from ..formats.numbers import knows
 from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..formats.sums import Kernel
 from ..readers.engine import Engine
-from ..storage.copying import copy_tensors
+from ..storage.copying import Cuts, copy_tensors
 from ..storage.outputs import Writer
 from .about import edited_keys, file_type
 from .adding import Changed, add_deltas, pick_kernel
@@ -168,8 +168,8 @@ def _copy(base: BaseModel, items: list[Item], output: Writer, alignment: int) ->
     offsets = np.array([item.origin.offset for item in items], np.int64)
     sizes = np.array([item.origin.nbytes for item in items], np.int64)
     if alignment <= _USUAL_ALIGNMENT:
-        copy_tensors(base.source, offsets, sizes, output, alignment=alignment)
+        copy_tensors(base.source, Cuts(offsets, sizes, alignment), output)
         return
     for i, item in enumerate(items):
-        copy_tensors(base.source, offsets[i : i + 1], sizes[i : i + 1], output, alignment=1)
+        copy_tensors(base.source, Cuts(offsets[i : i + 1], sizes[i : i + 1], 1), output)
         write_padding(output, item.info.nbytes, alignment)

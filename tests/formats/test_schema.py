@@ -4,8 +4,8 @@ import gc
 import tracemalloc
 from pathlib import Path
 
-from ggcl_fast.formats.gguf_writer import _packed_infos
 from ggcl_fast.formats.schema import _schema, schemas
+from ggcl_fast.targets.checkpoint import _tensors
 from ggcl_fast.testing import RANKS, SHAPE_7B, SHAPE_13B, Shape, checkpoint_bytes
 
 from ..engines import warm
@@ -28,7 +28,7 @@ def test_what_is_kept_for_the_next_file_is_small() -> None:
     warm()  # which "auto" would do on the way
     converted(files[0])
     _schema.cache_clear()
-    _packed_infos.cache_clear()
+    _tensors.cache_clear()
     tracemalloc.start()
     for data in files:
         converted(data)
