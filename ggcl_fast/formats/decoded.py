@@ -12,6 +12,7 @@ kept.  Values are what gguf makes of them, which is exact for floats of 16 bits.
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -78,6 +79,13 @@ class EncodedTensor(NamedTuple):
         return not (self.is_transposed or self.n_head or self.n_rows)
 
 
+class _Last(threading.local):
+    """The tensor that was decoded last, of each thread: those that read at two places must not decode in turns."""
+
+    index = -1
+    whole = memoryview(b"")
+
+
 class Decoded:
     """A source that shows the tensors of another one as float32; see `sources.Source`.
 
@@ -97,7 +105,7 @@ class Decoded:
         self._stops: list[int] = []
         self.offsets: list[int] = []
         """Byte offset at which each tensor is shown."""
-        self._last: tuple[int, memoryview] | None = None
+        self._last = _Last()
         self._map: memoryview | None = None
         end = 0
         for tensor in tensors:
@@ -148,9 +156,8 @@ class Decoded:
 
     def _whole(self, index: int) -> memoryview:
         """Return all bytes of a tensor."""
-        last = self._last  # one look, for threads
-        if last is not None and last[0] == index:
-            return last[1]
+        if self._last.index == index:
+            return self._last.whole
         tensor = self._tensors[index]
         values = _floats(self._read(tensor.offset, tensor.nbytes), tensor.type).reshape(tensor.shape)
         shown = values.T if tensor.is_transposed else values
@@ -159,7 +166,7 @@ class Decoded:
         if tensor.n_rows > len(shown):
             shown = np.concatenate([shown, np.zeros((tensor.n_rows - len(shown), shown.shape[1]), np.float32)])
         whole = np.ascontiguousarray(shown, "<f4").reshape(-1).view(np.uint8).data
-        self._last = index, whole
+        self._last.index, self._last.whole = index, whole
         return whole
 
     def _read(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -185,7 +192,7 @@ class Decoded:
     def close(self) -> None:
         """Let go of the source."""
         self._source.close()
-        self._last = self._map = None
+        self._last, self._map = _Last(), None
 
 
 def _floats(data: npt.NDArray[np.uint8], type: _Type) -> Floats:

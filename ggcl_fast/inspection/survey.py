@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -216,13 +217,20 @@ def compiled() -> Kernels:
     return Kernels(functools.partial(_survey_with, look), functools.partial(_gram_with, multiply))
 
 
-def survey_plainly(values: Floats, wide: Doubles | None = None) -> Values:
-    """Return what the compiled `survey` does, with numpy.
+class _Room(threading.local):
+    """Room for values in float64, of each thread: fresh memory would cost more than filling it."""
 
-    `wide` is room for at least as many values in float64: fresh memory would cost more than filling it.
-    """
+    def __init__(self) -> None:
+        self.wide = np.empty(LARGEST_BLOCK // 4)
+
+
+_room: Final = _Room()
+
+
+def survey_plainly(values: Floats) -> Values:
+    """Return what the compiled `survey` does, with numpy."""
     # Not np.dot: BLAS would start threads for it.
-    wide = np.empty(values.size) if wide is None else wide[: values.size]
+    wide = _room.wide[: values.size] if values.nbytes <= LARGEST_BLOCK else np.empty(values.size)
     with np.errstate(invalid="ignore"):  # of signalling NaN
         wide[:] = values
     squares = float(np.add.reduce(np.square(wide, out=wide)))
@@ -276,4 +284,4 @@ def pick_engine(engine: Engine, nbytes: int) -> Kernels:
         engine = "python"
     if engine != "python" and can_compile(compiled, engine):
         return compiled()
-    return PLAIN._replace(survey=functools.partial(survey_plainly, wide=np.empty(LARGEST_BLOCK // 4)))
+    return PLAIN

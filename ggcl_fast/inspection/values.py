@@ -1,8 +1,8 @@
 """The pass over a checkpoint's values: every tensor once, and the sizes of its deltas with it.
 
-Everything streams: a thread reads blocks of at most 1 MiB ahead, and each block is gone through once while it is in
-the processor's cache; small tensors go through together, see `small`.  Memory stays at a few of these blocks, whatever
-the size of the file.
+Everything streams, by as many threads as there are processors: each reads a block of at most 1 MiB and goes through it
+while it is in its processor's cache, which a block that another thread has read is not.  Small tensors go through
+together, see `small`.  Memory stays at a block for each thread, whatever the size of the file.
 
 The size of a delta ``B @ A.T`` never takes the product: ``||B A^T||^2 = sum((A^T A) * (B^T B))``, two matrices of
 rank x rank that add up block by block.
@@ -10,8 +10,10 @@ rank x rank that add up block by block.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -21,7 +23,7 @@ import numpy.typing as npt
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..readers.engine import Engine
-from ..storage.copying import BLOCK, read_ahead
+from ..storage.copying import BLOCK, in_order
 from ..storage.outputs import Progress, begin
 from ..storage.sources import Source
 from .small import PAIR, Batch, squared_norms, survey_batch, units
@@ -34,6 +36,7 @@ LARGEST_RANK: Final = 1024
 
 _SAFE: Final = (1e-12, 1e12)  # largest magnitudes whose squares, and sums of those, float32 can tell
 _STEP: Final = min(BLOCK, LARGEST_BLOCK)  # bytes of a block, at most
+_TASK: Final = 8 << 20  # bytes that a thread is given at least, while there are as many
 
 
 class _Piece(NamedTuple):
@@ -42,10 +45,21 @@ class _Piece(NamedTuple):
     row: int
     start: int
     stop: int
+    pair: int | None
+    """Which of the pairs it belongs to; None where there is no Gram matrix to form."""
     rank: int
-    """Of the pair that the tensor belongs to; 0 where there is no Gram matrix to form."""
     last: bool
-    """Whether the tensor ends with it."""
+    """Whether the tensor ends with it, or the second tensor of the pair."""
+
+
+class _Found(NamedTuple):
+    """What was found in some pieces."""
+
+    values: list[tuple[int, Values]]
+    """By row of the table, of all of a tensor or of a stretch."""
+    squared: list[tuple[int, float]]
+    """By pair."""
+    nbytes: int
 
 
 def read_values(
@@ -77,31 +91,57 @@ def read_values(
     values = [Values()] * len(checkpoint.names)
     squared: list[float | None] = [None] * len(pairs)
     numbers = np.array([pair[3:8] for pair in pairs], PAIR)  # in the order of its fields
-    of_row = np.zeros(len(values), np.intp)
-    of_row[numbers["row_a"]] = of_row[numbers["row_b"]] = np.arange(len(pairs))
+    work = functools.partial(_look, checkpoint.source, kernels, numbers, deque[memoryview]())
+    tasks = _tasks(_pieces(checkpoint, numbers))
+    for found in map(work, tasks) if n_bytes <= _TASK else in_order(work, tasks, alone=checkpoint.source.far):
+        for row, some in found.values:
+            values[row] = values[row].merged(some)
+        for index, total in found.squared:
+            squared[index] = total
+        if progress is not None:
+            progress(found.nbytes)
+    return values, squared
+
+
+def _look(
+    source: Source,
+    kernels: Kernels,
+    pairs: npt.NDArray[np.void],
+    rooms: deque[memoryview],
+    pieces: Sequence[_Piece | Batch],
+) -> _Found:
+    """Go through some pieces, each pair with both of its tensors; `rooms` are those that nobody uses now."""
+    found = _Found([], [], 0)
+    nbytes = 0
     delta = _Delta(kernels)
+    room = None
     with np.errstate(all="ignore"):  # what is not finite is counted
-        for piece, block in _blocks(checkpoint.source, _pieces(checkpoint, numbers)):
+        for piece in pieces:
+            if source.memory is not None:
+                block = source.memory[piece.start : piece.stop]
+            else:
+                room = room or _room(rooms)
+                source.read_into(piece.start, block := room[: piece.stop - piece.start])
             floats = _floats(block)
             if isinstance(piece, Batch):
-                found, wide = survey_batch(piece, floats)
-                for row, some in zip(piece.rows.tolist(), found):
-                    values[row] = some
-                for index, total in zip(piece.pairs.tolist(), squared_norms(piece, wide, numbers).tolist()):
-                    squared[index] = total if math.isfinite(total) else math.nan
-            else:
-                row, some = piece.row, kernels.survey(floats)
-                values[row] = values[row].merged(some)
-                if piece.rank:
-                    index = int(of_row[row])
-                    is_b = row == pairs[index].row_b
-                    delta.add(floats.reshape(-1, piece.rank), some, is_b=is_b)
-                    if is_b and piece.last:
-                        squared[index] = delta.squared()
-                        delta = _Delta(kernels)
-            if progress is not None:
-                progress(floats.nbytes if isinstance(piece, _Piece) else wide.size * 4)
-    return values, squared
+                some, wide = survey_batch(piece, floats)
+                nbytes += wide.size * 4
+                found.values.extend(zip(piece.rows.tolist(), some))
+                totals = squared_norms(piece, wide, pairs)
+                totals[~np.isfinite(totals)] = math.nan
+                found.squared.extend(zip(piece.pairs.tolist(), totals.tolist()))
+                continue
+            nbytes += floats.nbytes
+            one = kernels.survey(floats)
+            found.values.append((piece.row, one))
+            if piece.pair is not None:
+                delta.add(floats.reshape(-1, piece.rank), one, is_b=piece.row == int(pairs[piece.pair]["row_b"]))
+                if piece.last:
+                    found.squared.append((piece.pair, delta.squared()))
+                    delta = _Delta(kernels)
+    if room is not None:
+        rooms.append(room)
+    return found._replace(nbytes=nbytes)
 
 
 def check_finite(checkpoint: Checkpoint, *, engine: Engine = "auto") -> None:
@@ -123,30 +163,42 @@ def check_finite(checkpoint: Checkpoint, *, engine: Engine = "auto") -> None:
         )  # fmt: skip
 
 
+def _room(rooms: deque[memoryview]) -> memoryview:
+    try:
+        return rooms.pop()
+    except IndexError:
+        return memoryview(bytearray(_STEP))
+
+
+def _tasks(pieces: Iterator[_Piece | Batch]) -> Iterator[list[_Piece | Batch]]:
+    """Put pieces together for a thread, those of a pair always."""
+    task: list[_Piece | Batch] = []
+    nbytes = 0
+    for piece in pieces:
+        task.append(piece)
+        nbytes += piece.stop - piece.start
+        if nbytes >= _TASK and (isinstance(piece, Batch) or piece.pair is None or piece.last):
+            yield task
+            task, nbytes = [], 0
+    if task:
+        yield task
+
+
 def _pieces(checkpoint: Checkpoint, pairs: npt.NDArray[np.void]) -> Iterator[_Piece | Batch]:
     """Cut every tensor into whole rows of at most 1 MiB, each lora_b right after its lora_a; small ones together."""
     offsets, sizes, widths = (checkpoint.table[field].tolist() for field in ("offset", "nbytes", "ne0"))
+    of_row = dict(zip(pairs["row_a"].tolist(), range(len(pairs))))
     for unit in units(checkpoint.table, pairs, step=_STEP, largest_rank=LARGEST_RANK):
         if isinstance(unit, Batch):
             yield unit
             continue
+        rank = widths[unit[0]]
+        pair = of_row[unit[0]] if len(unit) == 2 and rank <= LARGEST_RANK else None
+        step = _STEP // (4 * rank) * 4 * rank if pair is not None else _STEP
         for row in unit:
             offset, end = offsets[row], offsets[row] + sizes[row]
-            rank = widths[row] if len(unit) == 2 and widths[row] <= LARGEST_RANK else 0
-            step = _STEP // (4 * rank) * 4 * rank if rank else _STEP
             for start in range(offset, end, step):
-                yield _Piece(row, start, min(start + step, end), rank, start + step >= end)
-
-
-def _blocks(source: Source, pieces: Iterator[_Piece | Batch]) -> Iterator[tuple[_Piece | Batch, memoryview]]:
-    """Yield each piece with its bytes, which are there until the next one is asked for."""
-    if source.memory is not None:
-        for piece in pieces:
-            yield piece, source.memory[piece.start : piece.stop]
-        return
-    for piece, buffer, release in read_ahead(source, pieces):
-        yield piece, buffer[: piece.stop - piece.start]
-        release()
+                yield _Piece(row, start, min(start + step, end), pair, rank, start + step >= end and row == unit[-1])
 
 
 def _floats(block: memoryview) -> Floats:

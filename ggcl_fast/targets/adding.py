@@ -139,7 +139,7 @@ def add_deltas(
     """
     rooms: deque[_Room] = deque()
     stretches = _stretches(checkpoint, changed, kernels, census)
-    for stretch, (room, data) in in_order(functools.partial(_add, base, rooms), stretches):
+    for stretch, room, data in in_order(functools.partial(_add, base, rooms), stretches):
         n_rows = len(stretch.b)
         last = stretch.first + n_rows == stretch.of.pair.n_out
         yield Rows(stretch.of, data, n_rows * stretch.bytes_read, last)
@@ -160,8 +160,8 @@ def _stretches(
             yield _Stretch(one, first, n_rows, b[first : first + n_together], a, at, kernel)
 
 
-def _add(base: BaseModel, rooms: deque[_Room], stretch: _Stretch) -> tuple[_Room, memoryview]:
-    """Read a stretch, add its delta, and return its bytes and the room that they are in."""
+def _add(base: BaseModel, rooms: deque[_Room], stretch: _Stretch) -> tuple[_Stretch, _Room, memoryview]:
+    """Read a stretch, add its delta, and return it with its bytes and the room that they are in."""
     n_in, n_rows, n_total = stretch.of.pair.n_in, stretch.n_rows, len(stretch.b)
     bytes_read, bytes_written = stretch.bytes_read, stretch.bytes_written
     room = _room(rooms, n_total * bytes_read, n_rows * n_in, n_total * bytes_written)
@@ -176,7 +176,7 @@ def _add(base: BaseModel, rooms: deque[_Room], stretch: _Stretch) -> tuple[_Room
             plain = _add_plainly(base, stretch, b, rows.reshape(len(b), -1))
             sums_[:] = plain.reshape(-1).view(np.uint8)
         _keep_idle(stretch, b, rows, sums_)
-    return room, written.data
+    return stretch, room, written.data
 
 
 def _room(rooms: deque[_Room], n_read: int, n_values: int, n_written: int) -> _Room:
