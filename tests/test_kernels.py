@@ -17,7 +17,7 @@ KERNELS: dict[str, Callable[[], Any]] = {  # of partials, what is called first
     "sweep": engine.compiled,
     "survey": lambda: vars(survey)["compiled"]().survey.args[0],
     "gram": lambda: vars(survey)["compiled"]().gram.args[0],
-    **{f"sum of {type.name}": lambda type=type: sums.compiled(type) for type in sums.LARGEST},  # type: ignore[misc]
+    **{f"sum of {type.name}": lambda type=type: sums.jitted(type) for type in sums.LARGEST},  # type: ignore[misc]
 }
 
 

@@ -7,8 +7,8 @@ stand, and compiled by numba, for one type at a time.
 They are for what is sound.  Each tells the largest magnitude that it met, as the bits of a float32, and where that is
 more than `LARGEST` the rows are added once more by `numbers`, which has a rule for NaN, infinities and overflow.
 
-numba has no float16 on the processor, and LLVM's ends the process where the processor cannot convert it.  Halves are
-converted by arithmetic on their bits, in both directions exact for every finite number.
+Halves are converted by the processor where it is known to do so.  Elsewhere LLVM's conversion would end the process;
+there they are converted by arithmetic on their bits, in both directions exact for every finite number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final
 import gguf
 import numpy as np
 
-__all__ = ["LARGEST", "Kernel", "compiled", "kernels"]
+__all__ = ["LARGEST", "Kernel", "compiled", "jitted", "kernels", "on_bytes"]
 
 _Type = gguf.GGMLQuantizationType
 _U = np.uint32
@@ -43,8 +43,23 @@ LARGEST: Final[Mapping[_Type, int]] = {
 """Bits of the largest magnitude that a kernel's result is good for, by the types that have one."""
 
 
-def kernels(jit: Callable[[Any], Any] = lambda function: function) -> Mapping[_Type, Kernel]:
-    """Return the kernels; `jit` makes of each function, and of those that it calls, what is to run."""
+_STORED: Final[Mapping[_Type, Any]] = {
+    _Type.F32: np.float32, _Type.F16: np.uint16, _Type.BF16: np.uint16, _Type.Q8_0: np.uint8, _Type.Q4_0: np.uint8,
+}  # fmt: skip
+
+
+def kernels(
+    jit: Callable[[Any], Any] = lambda function: function, halves: tuple[Any, Any] | None = None
+) -> Mapping[_Type, Kernel]:
+    """Return the kernels, which take rows and room as arrays of what they store.
+
+    Parameters
+    ----------
+    jit
+        Makes of each function, and of those that it calls, what is to run.
+    halves
+        What takes the place of ``half_to_float`` and ``float_to_half``.
+    """
 
     @jit
     def chosen(condition: Any, one: Any, other: Any) -> Any:
@@ -76,6 +91,8 @@ def kernels(jit: Callable[[Any], Any] = lambda function: function) -> Mapping[_T
         half = chosen(magnitude < _SMALLEST_HALF, subnormal, normal)
         return _U(half | _U(_U(word & _SIGN) >> _U(16)))
 
+    half_to_float, float_to_half = halves or (half_to_float, float_to_half)
+
     @jit
     def magnitude_of(value: Any) -> Any:
         number = np.float32(value)
@@ -83,35 +100,32 @@ def kernels(jit: Callable[[Any], Any] = lambda function: function) -> Mapping[_T
 
     @jit
     def add_f32(rows: Any, delta: Any, out: Any) -> Any:
-        weights, sums = rows.view(np.float32), out.view(np.float32)
         largest = _U(0)
         for i in range(len(delta)):
-            value = np.float32(delta[i] + weights[i])
+            value = np.float32(delta[i] + rows[i])
             largest = max(largest, magnitude_of(value))
-            sums[i] = value
+            out[i] = value
         return largest
 
     @jit
     def add_f16(rows: Any, delta: Any, out: Any) -> Any:
-        weights, sums = rows.view(np.uint16), out.view(np.uint16)
         largest = _U(0)
         for i in range(len(delta)):
-            value = np.float32(delta[i] + half_to_float(_U(weights[i])))
+            value = np.float32(delta[i] + half_to_float(_U(rows[i])))
             largest = max(largest, magnitude_of(value))
-            sums[i] = np.uint16(float_to_half(value))
+            out[i] = np.uint16(float_to_half(value))
         return largest
 
     @jit
     def add_bf16(rows: Any, delta: Any, out: Any) -> Any:
-        weights, sums = rows.view(np.uint16), out.view(np.uint16)
         largest = _U(0)
         for i in range(len(delta)):
-            weight = np.uint32(_U(weights[i]) << _U(16))
+            weight = np.uint32(_U(rows[i]) << _U(16))
             value = np.float32(delta[i] + weight.view(np.float32))
             word = _U(value.view(np.uint32))
             largest = max(largest, _U(word & _MAGNITUDE))
             odd = _U(_U(word >> _U(16)) & _U(1))
-            sums[i] = np.uint16(_U(_U(_U(word + _U(0x7FFF)) + odd) >> _U(16)))
+            out[i] = np.uint16(_U(_U(_U(word + _U(0x7FFF)) + odd) >> _U(16)))
         return largest
 
     @jit
@@ -190,15 +204,58 @@ def kernels(jit: Callable[[Any], Any] = lambda function: function) -> Mapping[_T
     }  # fmt: skip
 
 
+def on_bytes(kernel: Any, type: _Type) -> Kernel:
+    """Return one of `kernels` for arrays of bytes: numba would take longer to compile these views than all the rest."""
+    stored = _STORED[type]
+    return lambda rows, delta, out: int(kernel(rows.view(stored), delta, out.view(stored)))
+
+
 @functools.cache
 def compiled(type: _Type) -> Kernel:
     """Return the kernel of `type` compiled by numba, without the GIL and for one signature; see `engine.compiled`."""
+    return on_bytes(jitted(type), type)
+
+
+@functools.cache
+def jitted(type: _Type) -> Any:
+    """Return what numba makes of one of `kernels`."""
     import numba
 
     types: Any = numba.types
-    bytes_, readonly = types.uint8[::1], types.Array(types.uint8, 1, "C", readonly=True)
-    made: Any = kernels(numba.njit(nogil=True, error_model="numpy"))[type]
-    made.compile(types.uint32(readonly, types.float32[::1], bytes_))
-    made.disable_compile()
-    kernel: Kernel = made
-    return kernel
+    stored: Any = numba.from_dtype(np.dtype(_STORED[type]))
+    rows, delta = (types.Array(one, 1, "C", readonly=True) for one in (stored, types.float32))
+    made = kernels(numba.njit(nogil=True, error_model="numpy"), _processors_halves())[type]
+    made.compile(types.uint32(rows, delta, stored[::1]))  # type: ignore[attr-defined]
+    made.disable_compile()  # type: ignore[attr-defined]
+    return made
+
+
+def _processors_halves() -> tuple[Any, Any] | None:
+    """Return the processor's own conversions of halves; None where it may have none, or numba was told of another."""
+    import numba
+    from llvmlite import binding, ir
+    from numba.extending import intrinsic
+
+    config: Any = numba.config
+    told = config.CPU_NAME is not None or config.CPU_FEATURES is not None or not config.ENABLE_AVX
+    if told or not binding.get_host_cpu_features().get("f16c"):
+        return None
+    types: Any = numba.types
+
+    @intrinsic
+    def half_to_float(_: Any, half: Any) -> Any:  # noqa: ARG001
+        def build(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            bits = builder.trunc(arguments[0], ir.IntType(16))
+            return builder.fpext(builder.bitcast(bits, ir.HalfType()), ir.FloatType())
+
+        return types.float32(types.uint32), build
+
+    @intrinsic
+    def float_to_half(_: Any, value: Any) -> Any:  # noqa: ARG001
+        def build(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            bits = builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+            return builder.zext(bits, ir.IntType(32))
+
+        return types.uint32(types.float32), build
+
+    return half_to_float, float_to_half

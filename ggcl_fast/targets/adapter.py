@@ -18,13 +18,15 @@ import gguf
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.gguf_writer import KeyValue, TensorInfo, as_bytes, head, new_writer, packed_keys, padding
+from ..formats.gguf_writer import KeyValue, TensorInfo, head, new_writer, packed_keys, padding
 from ..formats.layout import ALIGNMENT
-from ..formats.numbers import TYPES, Floats, quantized
+from ..formats.numbers import TYPES, Floats
 from ..formats.schema import OUTPUT, TOKEN_EMBD
+from ..readers.engine import Engine
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath, public_name
 from .about import NORMS, of_adapter, of_model, refuse_twice
+from .adding import Rounding, pick_rounding
 from .base_model import BaseModel
 from .deltas import Census, lora_a, lora_b, norm_size
 from .fitting import fit
@@ -56,7 +58,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
     kept = [pair for pair in pairs if not pair.is_norm and pair.weight not in left_out]
     census = Census()
-    files = [adapter_file(checkpoint, kept, arch, about, TYPES[options.outtype], census)]
+    files = [adapter_file(checkpoint, kept, arch, about, TYPES[options.outtype], options.engine, census)]
     if base is not None and (scaled := [pair.weight for pair in kept if base.scale_of(pair) != 1]):
         notes.append(
             f"llama.cpp aborts with an adapter for weights that have a scale beside them, such as {scaled[0]}; "
@@ -98,6 +100,7 @@ def adapter_file(
     arch: str,
     about: Iterable[KeyValue],
     type: gguf.GGMLQuantizationType,
+    engine: Engine,
     census: Census,
 ) -> File:
     """Return the file of a GGUF adapter for models of `arch`, with `pairs`, none of them a norm's, of a type of floats.
@@ -115,7 +118,9 @@ def adapter_file(
         writer.add_key_value(entry.name, entry.value, entry.type)
     infos = (info for pair in pairs for info in _infos(pair, type))
     start, nbytes = head(infos, 2 * len(pairs), packed_keys(writer), gguf.GGUF_VERSION, ALIGNMENT)
-    return File(functools.partial(_write, checkpoint, pairs, type, start, census), nbytes)
+    n_values = sum(pair.rank * (pair.n_in + pair.n_out) for pair in pairs)
+    rounding = pick_rounding(type, engine, n_values, checkpoint.source.name)
+    return File(functools.partial(_write, checkpoint, pairs, type, rounding, start, census), nbytes)
 
 
 def _infos(pair: Pair, type: gguf.GGMLQuantizationType) -> tuple[TensorInfo, TensorInfo]:
@@ -139,6 +144,7 @@ def _write(
     checkpoint: Checkpoint,
     pairs: Sequence[Pair],
     type: gguf.GGMLQuantizationType,
+    rounding: Rounding,
     start: bytes,
     census: Census,
     output: Writer,
@@ -147,5 +153,5 @@ def _write(
     output.writev([start, padding(len(start))])
     for pair in pairs:
         for info, values in zip(_infos(pair, type), _values(checkpoint, pair, census)):
-            data = as_bytes(quantized(values, type, source=checkpoint.source.name, tensor=info.name))
+            data = rounding(values, info.name)
             output.writev([data, padding(len(data))])

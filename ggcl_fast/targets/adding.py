@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import gguf
@@ -19,20 +19,26 @@ import numpy.typing as npt
 from ..checkpoint import Checkpoint, Pair
 from ..formats import sums
 from ..formats.gguf_tensors import GGUFTensor
-from ..formats.gguf_writer import TensorInfo
+from ..formats.gguf_writer import TensorInfo, as_bytes
 from ..formats.numbers import Floats, quantized, with_delta
 from ..readers.engine import Engine, Start, can_compile, check_engine
 from ..storage.copying import in_order
 from .base_model import BaseModel
 from .deltas import Census, lora_a, lora_b
 
-__all__ = ["Changed", "Rows", "add_deltas", "pick_kernel"]
+__all__ = ["Changed", "Rounding", "Rows", "add_deltas", "pick_kernel", "pick_rounding"]
 
 _Type = gguf.GGMLQuantizationType
 _Bytes = npt.NDArray[np.uint8]
 _ROWS: Final = 1 << 18  # bytes of float32 that are changed together; more falls out of cache
 _TOGETHER: Final = 1 << 20  # bytes that are read and written together
 _start: Final = Start(cold=150_000_000, imported=90_000_000)  # in weights
+
+
+Rounding = Callable[[Floats, str], memoryview]
+"""Takes values and the name of their tensor; gives the bytes of the values in another type.
+
+Raises `CheckpointError` where a finite value would become something else."""
 
 
 class Changed(NamedTuple):
@@ -119,6 +125,33 @@ def pick_kernel(type: _Type, engine: Engine, n_weights: int) -> sums.Kernel | No
     return sums.compiled(type)
 
 
+def pick_rounding(type: _Type, engine: Engine, n_values: int, source: str) -> Rounding:
+    """Return what puts the next `n_values` values into another type, as `numbers.quantized` does; see `pick_kernel`.
+
+    `source` is what the message names where a value is too large.
+    """
+    kernel = pick_kernel(type, engine, n_values) if type in _NOTHING else None
+    return functools.partial(_rounded, kernel, type, source)
+
+
+def _rounded(kernel: sums.Kernel | None, type: _Type, source: str, values: Floats, tensor: str) -> memoryview:
+    values = np.ascontiguousarray(values)
+    if kernel is not None:
+        flat = values.reshape(-1)
+        nothing = np.full(_TOGETHER // 4, _NOTHING[type])
+        nothing.flags.writeable = False
+        written = np.empty(flat.size, nothing.dtype)
+        for first in range(0, flat.size, nothing.size):
+            some = flat[first : first + nothing.size]
+            out = written[first : first + some.size]
+            if kernel(nothing[: some.size].view(np.uint8), some, out.view(np.uint8)) > sums.LARGEST[type]:
+                break
+        else:
+            return as_bytes(written)
+    return as_bytes(quantized(values, type, source=source, tensor=tensor))
+
+
+_NOTHING: Final = {_Type.F16: np.uint16(0x8000), _Type.BF16: np.uint16(0x8000)}  # -0: what can be added to it stays
 _BUILDERS: Final = {type: functools.partial(sums.compiled, type) for type in sums.LARGEST}
 _compiled: set[_Type] = set()
 

@@ -25,14 +25,14 @@ from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..formats.decoded import to_hf_rows
 from ..formats.finetune_keys import ARCH
-from ..formats.gguf_writer import as_bytes
-from ..formats.numbers import TYPES, Floats, quantized
+from ..formats.numbers import TYPES, Floats
 from ..formats.safetensors import StoredTensor, head
 from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from . import TARGETS
 from .about import NORMS, model_card, refuse_twice
+from .adding import Rounding, pick_rounding
 from .base_model import BaseModel
 from .deltas import Census, lora_a, lora_b, norm_size
 from .fitting import fit
@@ -115,7 +115,10 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     census = Census()
     parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
     start = head(part.stored for part in parts)
-    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, start, census)
+    n_values = sum(pair.rank * (pair.n_in + pair.n_out) for pair in kept if not pair.is_norm)
+    types = {part.stored.type for part in parts}
+    roundings = {type: pick_rounding(type, options.engine, n_values, checkpoint.source.name) for type in types}
+    write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, roundings, start, census)
     config = json.dumps(_config(kept, with_alpha, options), indent=2).encode() + b"\n"
     card = model_card(checkpoint, options, base).encode()
     weights, about, card_name = TARGETS["peft"].folder
@@ -189,6 +192,7 @@ def _write_tensors(
     base: BaseModel | None,
     parts: Sequence[_Part],
     n_heads: Mapping[str, int],
+    roundings: Mapping[gguf.GGMLQuantizationType, Rounding],
     start: bytes,
     census: Census,
     output: Writer,
@@ -197,8 +201,7 @@ def _write_tensors(
     output.writev([start])
     for part in parts:
         values = _values(checkpoint, base, part, n_heads, census)
-        data = quantized(values, part.stored.type, source=checkpoint.source.name, tensor=part.pair.weight)
-        output.writev([as_bytes(data)])
+        output.writev([roundings[part.stored.type](values, part.pair.weight)])
 
 
 def _usual_rank(kept: list[Pair]) -> int:

@@ -1,7 +1,12 @@
 """Sums of weights and deltas: every kernel in both lives, held against numpy and gguf.quants, bit by bit."""
 
+import functools
+import platform
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -16,7 +21,7 @@ Type = gguf.GGMLQuantizationType
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 TYPES = pytest.mark.parametrize("type", sums.LARGEST, ids=lambda type: type.name)
-PLAIN = sums.kernels()
+PLAIN = {type: sums.on_bytes(kernel, type) for type, kernel in sums.kernels().items()}
 LARGEST_HALF = np.float32(65504)
 
 
@@ -38,14 +43,23 @@ def expected(rows: Bytes, delta: Floats, type: Type) -> Bytes:
         return np.ascontiguousarray(gguf.quants.quantize(total, type)).reshape(-1).view(np.uint8)
 
 
+@functools.cache
+def by_bits(type: Type) -> sums.Kernel:
+    """The compiled kernel where the processor converts no halves."""
+    import numba
+
+    return sums.on_bytes(sums.kernels(numba.njit(nogil=True, error_model="numpy"))[type], type)
+
+
 def compare(rows: Bytes, delta: Floats, type: Type, *, plain: bool = True) -> None:
     """Hold that both lives give the same bits as numpy, and tell the largest magnitude."""
     with np.errstate(all="ignore"):
         total = delta + gguf.quants.dequantize(rows.reshape(1, -1), type).reshape(-1)
     largest = int(np.abs(total).max().view(np.uint32)) if len(total) else 0
-    out = np.empty(len(rows), np.uint8)
-    assert sums.compiled(type)(rows, delta, out) == largest
-    np.testing.assert_array_equal(out, expected(rows, delta, type))
+    for kernel in (sums.compiled(type), by_bits(type)):
+        out = np.empty(len(rows), np.uint8)
+        assert kernel(rows, delta, out) == largest
+        np.testing.assert_array_equal(out, expected(rows, delta, type))
     if plain:
         with np.errstate(all="ignore"):
             again = np.empty_like(out)
@@ -109,8 +123,9 @@ def test_any_bits_of_a_block(type: Type) -> None:
     rng = np.random.default_rng(8)
     block, block_bytes = gguf.GGML_QUANT_SIZES[type]
     n = -(-64 // block)
-    kernel, n_sound = sums.compiled(type), 0
-    for _ in range(3000):
+    n_sound = 0
+    for turn in range(3000):
+        kernel = (sums.compiled, by_bits)[turn % 2](type)
         rows = locked(rng.integers(0, 256, n * block_bytes, dtype=np.uint8))
         delta = rng.integers(0, 1 << 32, n * block, dtype=np.uint32).view(np.float32)
         if rng.random() < 0.8:
@@ -130,8 +145,9 @@ def test_what_is_odd_is_told(type: Type, odd: float) -> None:
     n = 64 // block
     rows, delta = locked(np.zeros(n * block_bytes, np.uint8)), np.zeros(64, np.float32)
     delta[37] = odd
-    told = sums.compiled(type)(rows, delta, np.empty(len(rows), np.uint8)) > sums.LARGEST[type]
-    assert told == (type != Type.F32 or not np.isfinite(odd))
+    for kernel in (sums.compiled(type), by_bits(type)):
+        told = kernel(rows, delta, np.empty(len(rows), np.uint8)) > sums.LARGEST[type]
+        assert told == (type != Type.F32 or not np.isfinite(odd))
 
 
 @needs_numba
@@ -150,6 +166,17 @@ def test_scales_too_small_to_divide_by_are_told() -> None:
         _, block_bytes = gguf.GGML_QUANT_SIZES[type]
         rows, delta = locked(np.zeros(block_bytes, np.uint8)), np.full(32, 1e-40, np.float32)
         assert sums.compiled(type)(rows, delta, np.empty(len(rows), np.uint8)) > sums.LARGEST[type]
+
+
+@needs_numba
+@pytest.mark.skipif(sys.platform == "linux" and "f16c" not in Path("/proc/cpuinfo").read_text(), reason="it cannot")
+def test_the_processor_converts_halves_where_it_can() -> None:
+    import numba
+
+    assert (sums._processors_halves() is not None) == (platform.machine() in ("x86_64", "AMD64"))
+    for name, value in (("CPU_NAME", "generic"), ("CPU_FEATURES", ""), ("ENABLE_AVX", 0)):
+        with mock.patch.object(numba.config, name, value):
+            assert sums._processors_halves() is None
 
 
 @TYPES

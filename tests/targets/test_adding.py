@@ -60,6 +60,42 @@ def test_odd_values_take_the_way_of_numpy(type: Type, odd: float, tmp_path: Path
     assert merge(tmp_path, model, factors, "numba") == merge(tmp_path, model, factors, "python")
 
 
+@needs_numba
+@pytest.mark.parametrize("odd", [None, np.nan, -np.inf, 1e-7])
+@pytest.mark.parametrize(("to", "outtype"), [("adapter", "f16"), ("adapter", "bf16"), ("peft", "f16")])
+def test_adapters_are_rounded_by_kernels_as_by_numpy(
+    to: str, outtype: str, odd: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    factors = model.factors()
+    if odd is not None:
+        factors["blk.1.ffn_up.weight"][1][7] = odd
+    monkeypatch.setattr(adding, "_TOGETHER", 1 << 10)
+
+    def made(engine: Any) -> bytes:
+        with model.checkpoint(factors, 0.75) as checkpoint:
+            out = tmp_path / engine
+            ggcl_fast.convert(checkpoint, out, to=to, outtype=outtype, engine=engine)
+        file: Path = out / "adapter_model.safetensors" if to == "peft" else out
+        return file.read_bytes()
+
+    plain = made("python")
+    if odd is None:
+        monkeypatch.setattr(adding, "quantized", lambda *_, **__: pytest.fail("not with a kernel"))
+    assert made("numba") == plain
+
+
+@needs_numba
+@pytest.mark.parametrize("to", ["adapter", "peft"])
+def test_values_without_room_in_f16_are_told_by_kernels_too(to: str, tmp_path: Path) -> None:
+    model = Model()
+    factors = model.factors()
+    factors["blk.1.ffn_up.weight"][1][3] = 1e6
+    with model.checkpoint(factors) as checkpoint, pytest.raises(CheckpointError, match="too large for F16"):
+        ggcl_fast.convert(checkpoint, tmp_path / "out", to=to, outtype="f16", engine="numba")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("engine", COMPILED_OR_NOT)
 def test_an_overflow_is_told_and_leaves_nothing(engine: str, tmp_path: Path) -> None:
     model = Model(kind=Type.F16)
