@@ -38,6 +38,7 @@ LONG_WORK: Final = 64 << 20
 ENGINES: Final = ("auto", "numba", "python")
 """`engine.ENGINES`, which would bring numpy along for --help."""
 
+_BLAS_THREADS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
 _CLEAR_LINE: Final = "\r\x1b[K"  # a bar may stand there
 _LONGEST_PATH: Final = 4096
@@ -108,8 +109,13 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
     Half of a small conversion's time is Python's own.  Collecting garbage while gguf is imported takes a tenth of the
     whole, and taking everything down again at the end a sixth; a process that ends after one file needs neither.
+
+    Products of matrices are many and small here, and several threads form them.  Threads of the BLAS's own, which would
+    wait for each other in each, made merging take twice as long from rank 8 on.
     """
     gc.disable()
+    for name in _BLAS_THREADS:  # before numpy is imported
+        os.environ.setdefault(name, "1")
     _open_streams()
     status = main()
     try:

@@ -201,14 +201,15 @@ def _add(base: BaseModel, rooms: deque[_Room], stretch: _Stretch) -> tuple[_Stre
     read, written = room.read[: n_total * bytes_read], room.written[: n_total * bytes_written]
     base.source.read_into(stretch.of.origin.offset + stretch.first * bytes_read, read.data)
     read.flags.writeable = False
-    for first in range(0, n_total, n_rows):
-        b = stretch.b[first : first + n_rows]
-        rows = read[first * bytes_read : (first + len(b)) * bytes_read]
-        sums_ = written[first * bytes_written : (first + len(b)) * bytes_written]
-        if not _add_fast(stretch, b, rows, room.delta[: len(b) * n_in], sums_):
-            plain = _add_plainly(base, stretch, b, rows.reshape(len(b), -1))
-            sums_[:] = plain.reshape(-1).view(np.uint8)
-        _keep_idle(stretch, b, rows, sums_)
+    with np.errstate(all="ignore"):
+        for first in range(0, n_total, n_rows):
+            b = stretch.b[first : first + n_rows]
+            rows = read[first * bytes_read : (first + len(b)) * bytes_read]
+            sums_ = written[first * bytes_written : (first + len(b)) * bytes_written]
+            if not _add_fast(stretch, b, rows, room.delta[: len(b) * n_in], sums_):
+                plain = _add_plainly(base, stretch, b, rows.reshape(len(b), -1))
+                sums_[:] = plain.reshape(-1).view(np.uint8)
+        _keep_idle(stretch, read, written)
     return stretch, room, written.data
 
 
@@ -226,15 +227,14 @@ def _add_fast(stretch: _Stretch, b: Floats, rows: _Bytes, delta: Floats, written
         return False
     # Of a single row BLAS adds up the terms in another order, which depends on how A lies in memory.
     at = stretch.at if len(b) > 1 else stretch.a.T
-    with np.errstate(all="ignore"):
-        np.matmul(b, at, out=delta.reshape(len(b), -1))
+    np.matmul(b, at, out=delta.reshape(len(b), -1))
     return stretch.kernel(rows, delta, written) <= sums.LARGEST[stretch.of.info.type]
 
 
-def _keep_idle(stretch: _Stretch, b: Floats, rows: _Bytes, written: _Bytes) -> None:
+def _keep_idle(stretch: _Stretch, rows: _Bytes, written: _Bytes) -> None:
     """Let rows without a delta stay as they are, to the bit: they would be rounded anew for nothing."""
-    with np.errstate(all="ignore"):  # of NaN
-        idle = ~b.any(axis=1)
+    b = stretch.b
+    idle = ~b.any(axis=1)
     if stretch.of.info.type == stretch.of.origin.type and idle.any() and np.isfinite(stretch.a).all():
         written.reshape(len(b), -1)[idle] = rows.reshape(len(b), -1)[idle]
 
@@ -242,7 +242,6 @@ def _keep_idle(stretch: _Stretch, b: Floats, rows: _Bytes, written: _Bytes) -> N
 def _add_plainly(base: BaseModel, stretch: _Stretch, b: Floats, rows: _Bytes) -> npt.NDArray[np.generic]:
     """Do it with numpy and gguf, which have a rule for everything."""
     info, origin, pair = stretch.of
-    with np.errstate(all="ignore"):  # of scales that are not finite
-        weights = gguf.quants.dequantize(rows, origin.type).reshape(len(rows), pair.n_in)
+    weights = gguf.quants.dequantize(rows, origin.type).reshape(len(rows), pair.n_in)
     values = with_delta(weights, b, stretch.a, source=base.source.name, tensor=info.name)
     return quantized(values, info.type, source=base.source.name, tensor=info.name)

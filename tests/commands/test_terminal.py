@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -20,6 +22,32 @@ def test_a_signal_stops_even_where_an_import_makes_something_else_of_it(number: 
             raise ImportError("could not import module") from None
     assert caught.value.signal == number
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells threads by /proc")
+@pytest.mark.parametrize(("asked", "n_threads"), [(None, 1), ("2", 2)])
+def test_commands_have_no_threads_of_the_blas(asked: str | None, n_threads: int) -> None:
+    """Unless the user asks for them."""
+    code = """
+import os, sys
+from ggcl_fast.commands.terminal import leave
+
+def main():
+    assert "numpy" not in sys.modules
+    import numpy
+    print(numpy.show_config("dicts")["Build Dependencies"]["blas"]["name"], len(os.listdir("/proc/self/task")))
+    return 0
+
+leave(main)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    if asked is not None:
+        environment["OPENBLAS_NUM_THREADS"] = asked
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    blas, found = done.stdout.split()
+    if "openblas" not in blas or len(os.sched_getaffinity(0)) < n_threads:
+        pytest.skip("numpy has another BLAS, or there are fewer processors")
+    assert int(found) == n_threads
 
 
 def test_other_errors_stay_what_they_are() -> None:
