@@ -146,7 +146,7 @@ def _large_process(theirs: Callable[[Path, Path], c.Run]) -> Callable[[Path, Siz
 
 
 def _merged_copy(folder: Path, sizes: Sizes) -> Pair:
-    base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large // 2)
+    base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large)
     out = folder / "out.gguf"
     return Pair(c.command("--quiet", "--to", "merged", "--base", base, source, out), c.process("cp", base, out), [out])
 
@@ -165,7 +165,7 @@ def _merged(type: str) -> Callable[[Path, Sizes], Pair]:
 
 
 def _upon_base(folder: Path, sizes: Sizes) -> Pair:
-    base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, sizes.large // 2)
+    base, source = c.base_model(folder, gguf.GGMLQuantizationType.F16, 2 * sizes.large)
     outs = [folder / "out.gguf", folder / f"{base.stem}-out.gguf"]
     ours = c.command("--quiet", "--to", "adapter", "--base", base, source, outs[0])
     return Pair(ours, c.process("cp", base, outs[1]), outs)
@@ -315,10 +315,10 @@ COMPARISONS: Final = (
     ),
     Comparison("convert-large", "`convert`, time per byte at 2 GB", "at 1 MB", 1.2, _per_byte),
     Comparison("convert-large", "peak memory, 2 GB", "`import numpy, gguf`", 16, _memory, "MB"),
-    Comparison("merged", "the command, a base of 1 GB in F16", "`cp` of it", 2, _merged_copy),
+    Comparison("merged", "the command, a base of 2 GB in F16", "`cp` of it", 2, _merged_copy),
     Comparison("merged", "Q8_0, half a GB, with kernels", "with numpy and gguf.quants", 0.15, _merged("Q8_0")),
     Comparison("merged", "Q4_0, half a GB, with kernels", "with numpy and gguf.quants", 0.15, _merged("Q4_0")),
-    Comparison("adapter", "the command, upon a base of 1 GB", "`cp` of it", 1.2, _upon_base),
+    Comparison("adapter", "the command, upon a base of 4 GB", "`cp` of it", 1.2, _upon_base),
     Comparison(
         "adapter", "from a ggla of others: 7B, q and v, r 8, 13 MB", "`shutil.copyfile`", None,
         _of_others("attn_q", "attn_v", rank=8),

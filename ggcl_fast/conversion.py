@@ -252,13 +252,14 @@ def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
         from .storage.uploads import OutputRemote
 
         return [OutputRemote(urls[0], force=options.force)]
-    if any(map(is_stream, places)) and (options.folder or (len(places) > 1 and options.base_out is None)):
+    streams = list(map(is_stream, places))
+    if any(streams) and (options.folder or (len(places) > 1 and options.base_out is None)):
         what = "a folder" if options.folder else "two files: --base-out (base_out=) says where the other one goes"
         raise OSError(errno.ESPIPE, f"A stream has no room for {what}", places[-1])
     how = {"force": options.force, "fsync": options.fsync, "parents": options.parents}
     if options.folder:
         return [OutputFolder(places[0], options.folder, **how)]
-    return [OutputStream(place) if is_stream(place) else OutputFile(place, **how) for place in places]
+    return [OutputStream(place) if stream else OutputFile(place, **how) for place, stream in zip(places, streams)]
 
 
 def _told(progress: Progress | None, total: int) -> Callable[[Writer], Writer]:

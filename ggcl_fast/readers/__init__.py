@@ -20,7 +20,9 @@ module, and name it in `_READERS`.
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Final
 
 from ..checkpoint import Checkpoint
@@ -86,5 +88,11 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         found, hint = signatures.found(start)
         problem = f"this is neither a finetune checkpoint nor an adapter: it is {found}"
         raise NotACheckpointError(problem, source=source.name, found=found, hint=hint)
-    reader = importlib.import_module(f"{__name__}.{_READERS[format]}")
-    return with_tail_noted(reader.read(source, engine), source)
+    return with_tail_noted(_reader(_READERS[format])(source, engine), source)
+
+
+@functools.cache
+def _reader(module: str) -> Callable[[Source, Engine], Checkpoint]:
+    """Return the function ``read`` of a module, importing it."""
+    read: Callable[[Source, Engine], Checkpoint] = importlib.import_module(f"{__name__}.{module}").read
+    return read

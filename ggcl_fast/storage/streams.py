@@ -41,13 +41,19 @@ def _mode(name: str) -> int:
 
 def is_pipe(name: str) -> bool:
     """Tell whether bytes come out of `name` once, and then no more; nothing is opened."""
-    mode = _mode(name)
+    return _is_pipe(_mode(name))
+
+
+def _is_pipe(mode: int) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def is_stream(name: str) -> bool:
     """Tell whether `name` is standard output, a pipe, or a device that takes bytes; nothing is opened."""
-    return name == STDOUT or is_pipe(name) or stat.S_ISCHR(_mode(name))
+    if name == STDOUT:
+        return True
+    mode = _mode(name)
+    return _is_pipe(mode) or stat.S_ISCHR(mode)
 
 
 def read_pipe(name: str) -> SourceBuffer:

@@ -7,6 +7,7 @@ can be known beforehand against the checkpoint, and raises before any file is be
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
 Planner = Callable[["Checkpoint", Options, "BaseModel | None", Sequence[StrPath]], Plan]
 
 
+@functools.cache
 def planner(to: str) -> Planner:
     """Return the function ``plan`` of target `to`, importing its module."""
     plan: Planner = importlib.import_module(f"{__package__}.{to}").plan
