@@ -2,13 +2,13 @@
 
 One file is shown whole; several are shown a row each, so that a folder of checkpoints reads as a training curve.
 Exit statuses and errors are those of `convert`: 0, done; 1, a file could not be shown, one line says why, the others
-are shown all the same; 2, wrong usage; 3, a verdict of ``--fail-on``; 130 or 143, interrupted.
+are shown all the same; 2, wrong usage; 3, a verdict of ``--fail-on``; 130 or 143, interrupted; 141, nobody reads what
+is shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 from ..storage.streams import is_pipe
 from .terminal import (
     ENGINES,
+    GONE,
     LONG_WORK,
     Advance,
     Stopped,
@@ -112,13 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         return _fail(f"interrupted by {stop.signal.name}", 128 + stop.signal)
     except (ModuleNotFoundError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and not args.plot:  # whoever reads the lines has what he wanted
+            return GONE
         return _fail(words_of(error))
 
 
 def run() -> NoReturn:
     """Be the process, as `convert.run` is."""
-    gc.disable()  # nothing here has cycles, and looking for them takes half as long again as everything else
-    leave(main)
+    leave(main, command="ggcl-info")
 
 
 def _fail(message: str, status: int = 1) -> int:

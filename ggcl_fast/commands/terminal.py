@@ -20,6 +20,7 @@ from ..storage.urls import public_name
 
 __all__ = [
     "ENGINES",
+    "GONE",
     "LONG_WORK",
     "Advance",
     "Signals",
@@ -38,6 +39,8 @@ LONG_WORK: Final = 64 << 20
 ENGINES: Final = ("auto", "numba", "python")
 """`engine.ENGINES`, which would bring numpy along for --help."""
 
+GONE: Final = 128 + signal.SIGPIPE
+"""Exit status where whoever read our output has gone: what the shell shows of others who end by that."""
 _BLAS_THREADS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
 _CLEAR_LINE: Final = "\r\x1b[K"  # a bar may stand there
@@ -104,7 +107,7 @@ class Advance:
         self._bar.update(nbytes)
 
 
-def leave(main: Callable[[], int]) -> NoReturn:
+def leave(main: Callable[[], int], *, command: str = "ggcl-fast") -> NoReturn:
     """Be the process of a command: run `main` and leave with its exit status.
 
     Half of a small conversion's time is Python's own.  Collecting garbage while gguf is imported takes a tenth of the
@@ -121,7 +124,12 @@ def leave(main: Callable[[], int]) -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # whoever read our output has gone
+    except BrokenPipeError:
+        status = status or GONE
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            status = status or fail(words_of(error), command=command)
+            sys.stderr.flush()
         status = status or 1
     os._exit(status)
 

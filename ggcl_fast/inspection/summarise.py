@@ -20,7 +20,7 @@ __all__ = ["summarise"]
 def summarise(checkpoint: Checkpoint, *, engine: Engine = "auto", progress: Progress | None = None) -> Summary:
     """Read all tensors and tell what is inside: values, sizes of the deltas, and whether the training is sound.
 
-    Needs memory for a few blocks of 1 MiB, whatever the size of the file, which is read and never mapped.
+    Needs memory for a few blocks of 1 MiB for each processor, whatever the size of the file, which is never mapped.
 
     Parameters
     ----------

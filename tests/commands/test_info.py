@@ -28,6 +28,7 @@ from ..reference import DATA, FIXTURES
 PATHS = [str(DATA / name) for name in FIXTURES]
 TRAINED = str(DATA / "trained.ggcl")
 LBFGS = str(DATA / "lbfgs.ggcl")
+COMMAND = [sys.executable, "-m", "ggcl_fast.commands.info"]
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 0) -> str:
@@ -307,6 +308,27 @@ def test_markdown_tables_are_well_formed(paths: list[str], capsys: pytest.Captur
         assert {len(row) for row in (rule, *rows)} == {len(heading)}
     assert len(found[-1]) == 2 + (44 if len(paths) == 1 else len(paths))
     assert len(markdown_tables(shown(capsys, "--markdown", "--no-tensors", TRAINED).splitlines())) == 1
+
+
+@pytest.mark.parametrize("n_files", [1, 300], ids=["at the end", "on the way"])
+def test_whoever_reads_only_the_first_lines_sees_no_error(n_files: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(
+            [*COMMAND, "--no-tensors", *[TRAINED] * n_files], stdout=nobody, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("n_files", [1, 300], ids=["at the end", "on the way"])
+def test_lines_that_find_no_room_are_an_error(n_files: int) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "--no-tensors", *[TRAINED] * n_files], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"ggcl-info: error: No space left on device\n")
 
 
 # --- names that are up to something -----------------------------------------------------------------------------------
