@@ -14,7 +14,7 @@ from multiprocessing import connection
 from typing import Final
 
 from ..storage.outputs import Progress
-from ..storage.system import n_cpus
+from ..storage.system import n_cpus, share_cpus, without_blas_threads
 from ..storage.urls import StrPath, located
 from ..targets.options import Options
 from .jobs import Job, JobResult, convert_one
@@ -101,7 +101,9 @@ class Pool(ProcessPoolExecutor):
         if tells:
             self._told, telling = context.Pipe(duplex=False)
             os.set_blocking(self._told.fileno(), False)
-        super().__init__(n_workers, mp_context=context, initializer=_begin_worker, initargs=(stop, end, telling))
+        super().__init__(
+            n_workers, mp_context=context, initializer=_begin_worker, initargs=(n_workers, stop, end, telling)
+        )
 
     def told(self) -> int:
         """Return the bytes of sources that the workers have done since the last call, if they tell it."""
@@ -129,8 +131,10 @@ def process_pool(n_workers: int | None = None) -> ProcessPoolExecutor:
 
 
 def _begin_worker(
-    stop: connection.Connection, end: connection.Connection, telling: connection.Connection | None
+    n_workers: int, stop: connection.Connection, end: connection.Connection, telling: connection.Connection | None
 ) -> None:
+    share_cpus(n_workers)
+    without_blas_threads()
     from .. import conversion  # noqa: F401  # what every job needs
 
     global _telling

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from ..errors import CheckpointError, printable
+from ..storage.system import without_blas_threads
 from ..storage.urls import public_name
 
 __all__ = [
@@ -41,7 +42,6 @@ ENGINES: Final = ("auto", "numba", "python")
 
 GONE: Final = 128 + signal.SIGPIPE
 """Exit status where whoever read our output has gone: what the shell shows of others who end by that."""
-_BLAS_THREADS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM)
 _CLEAR_LINE: Final = "\r\x1b[K"  # a bar may stand there
 _LONGEST_PATH: Final = 4096
@@ -112,13 +112,9 @@ def leave(main: Callable[[], int], *, command: str = "ggcl-fast") -> NoReturn:
 
     Half of a small conversion's time is Python's own.  Collecting garbage while gguf is imported takes a tenth of the
     whole, and taking everything down again at the end a sixth; a process that ends after one file needs neither.
-
-    Products of matrices are many and small here, and several threads form them.  Threads of the BLAS's own, which would
-    wait for each other in each, made merging take twice as long from rank 8 on.
     """
     gc.disable()
-    for name in _BLAS_THREADS:  # before numpy is imported
-        os.environ.setdefault(name, "1")
+    without_blas_threads()
     _open_streams()
     status = main()
     try:

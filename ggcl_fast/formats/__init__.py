@@ -14,6 +14,7 @@ what somebody wants with them.
 `cursor`         variable records, read forward
 `gguf_tensors`   the tensor infos of any GGUF file, read
 `gguf_header`    its whole header, read
+`gguf_keys`      the values of its keys, held to their types
 `gguf_shards`    a model in several GGUF files, opened as one
 `gguf_writer`    GGUF files, written
 `safetensors`    the head of a safetensors file, written

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any, Final
+from typing import Final
 
 import gguf
 import numpy as np
@@ -19,6 +19,7 @@ from ..storage.opening import open_source
 from ..storage.sources import Source
 from ..storage.urls import StrPath, located
 from .gguf_header import GGUFHeader, read_header
+from .gguf_keys import GGUFKeys
 from .gguf_tensors import no_twins
 
 __all__ = ["open_model"]
@@ -41,10 +42,10 @@ def open_model(path: StrPath) -> tuple[Source, GGUFHeader]:
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(open_source(path)))
         header = read_header(source)
-        if _count(source, header, _COUNT) <= 1:
+        if GGUFKeys(source.name, header).count(_COUNT) <= 1:
             stack.pop_all()
             return source, header
-    name, n_files = located(path), _count(source, header, _COUNT)
+    name, n_files = located(path), GGUFKeys(source.name, header).count(_COUNT)
     match = _NAME.fullmatch(name)
     if match is None or int(match[3]) != n_files or not 1 <= int(match[2]) <= n_files:
         raise CheckpointError(
@@ -60,7 +61,7 @@ def open_model(path: StrPath) -> tuple[Source, GGUFHeader]:
             sources.append(one)
             headers.append(read_header(one))
             for key, expected in (_NUMBER, number), (_COUNT, n_files):
-                if (found := _count(one, headers[-1], key)) != expected:
+                if (found := GGUFKeys(one.name, headers[-1]).count(key)) != expected:
                     raise CheckpointError(
                         "not the file that its name says", source=one.name, field=key, expected=expected, found=found
                     )
@@ -74,7 +75,7 @@ def _joined(source: Joined, headers: list[GGUFHeader]) -> GGUFHeader:
     """Return the header of the first file with the tensors of all."""
     first = headers[0]
     names = tuple(name for header in headers for name in header.names)
-    n_tensors = _count(source, first, _TENSORS)
+    n_tensors = GGUFKeys(source.name, first).count(_TENSORS)
     if n_tensors != len(names):
         raise CheckpointError(
             "the files do not belong together", source=source.name, field=_TENSORS, expected=n_tensors, found=len(names)
@@ -84,11 +85,3 @@ def _joined(source: Joined, headers: list[GGUFHeader]) -> GGUFHeader:
     for table, start in zip(tables, source.starts):
         table["offset"] += start
     return first._replace(names=names, table=np.concatenate(tables))
-
-
-def _count(source: Source, header: GGUFHeader, key: str) -> int:
-    value: Any = header.keys.get(key, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        at = header.fields[key].value
-        raise CheckpointError(source=source.name, field=key, offset=at, expected="an integer of 0 or more", found=value)
-    return value

@@ -26,7 +26,7 @@ from ..readers.engine import Engine
 from ..storage.copying import BLOCK, in_order
 from ..storage.outputs import Progress, begin
 from ..storage.sources import Source
-from .small import PAIR, Batch, squared_norms, survey_batch, units
+from .small import LARGEST_SMALL, PAIR, Batch, squared_norms, survey_batch, units
 from .survey import LARGEST_BLOCK, Doubles, Floats, Kernels, Values, pick_engine
 
 __all__ = ["LARGEST_RANK", "check_finite", "read_values"]
@@ -93,7 +93,9 @@ def read_values(
     numbers = np.array([pair[3:8] for pair in pairs], PAIR)  # in the order of its fields
     work = functools.partial(_look, checkpoint.source, kernels, numbers, deque[memoryview]())
     tasks = _tasks(_pieces(checkpoint, numbers))
-    for found in map(work, tasks) if n_bytes <= _TASK else in_order(work, tasks, alone=checkpoint.source.far):
+    # Small tensors are Python's work more than numpy's, of which several threads do no more than one.
+    alone = n_bytes <= max(_TASK, LARGEST_SMALL * len(values))
+    for found in map(work, tasks) if alone else in_order(work, tasks, alone=checkpoint.source.far):
         for row, some in found.values:
             values[row] = values[row].merged(some)
         for index, total in found.squared:
@@ -117,8 +119,8 @@ def _look(
     room = None
     with np.errstate(all="ignore"):  # what is not finite is counted
         for piece in pieces:
-            if source.memory is not None:
-                block = source.memory[piece.start : piece.stop]
+            if (memory := source.memory) is not None:
+                block = memory[piece.start : piece.stop]
             else:
                 room = room or _room(rooms)
                 source.read_into(piece.start, block := room[: piece.stop - piece.start])

@@ -5,8 +5,6 @@ Both versions of `finetune_keys` are read; what version 1 has beyond version 0 i
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 import gguf
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +14,7 @@ from ..errors import CheckpointError, NotACheckpointError
 from ..formats import finetune_keys as finetune
 from ..formats.finetune_keys import Key
 from ..formats.gguf_header import GGUFHeader, Value, read_header
+from ..formats.gguf_keys import GGUFKeys
 from ..formats.schema import OPTIMIZER_TENSORS, TOKEN_EMBD
 from ..formats.signatures import HOLDS, MADE_BY
 from ..storage.sources import Source
@@ -31,7 +30,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
     header = read_header(source)
     if gguf_lora.is_lora(header):
         return gguf_lora.read(source, header)
-    keys = _Keys(source, header)
+    keys = GGUFKeys(source.name, header)
     version = _version(keys)
     model = {field: keys.get(key) for field, key in finetune.MODEL.items()}
     ranks = {rank: keys.positive(key) for rank, key in finetune.RANKS.items()}
@@ -58,7 +57,7 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
     n_elements = int(placed["nbytes"][: len(lora)].sum()) // 4
     if optimizer.n_parameters != n_elements:
         counted = f"{n_elements}, the number of LoRA elements"
-        keys.refuse(finetune.OPTIMIZER["n_parameters"], counted, optimizer.n_parameters)
+        keys.refuse(finetune.OPTIMIZER["n_parameters"].name, counted)
     tensors.check_dims(state)
     return Checkpoint(
         source,
@@ -74,55 +73,20 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:  # noqa: ARG001
     )
 
 
-class _Keys:
-    """Values by key, each of the type that it must have."""
-
-    def __init__(self, source: Source, header: GGUFHeader) -> None:
-        self.source = source
-        self.header = header
-
-    def get(self, key: Key) -> Any:
-        """Return a value."""
-        expected = key.type.name.lower()
-        field = self.header.fields.get(key.name)
-        if field is None:
-            raise CheckpointError(
-                "the key is missing", source=self.source.name, field=key.name, expected=expected, found="none"
-            )
-        if field.type != key.type:
-            self.refuse(key, expected, field.type.name.lower())
-        if key.name not in self.header.keys:
-            self.refuse(key, "a shorter string", f"{field.length} bytes")
-        return self.header.keys[key.name]
-
-    def positive(self, key: Key) -> int:
-        """Return a number that cannot be 0."""
-        value: int = self.get(key)
-        if value == 0:
-            self.refuse(key, "at least 1", value)
-        return value
-
-    def refuse(self, key: Key, expected: str, value: object) -> NoReturn:
-        """Raise that `key`, which is there, cannot have the value that it has."""
-        offset = self.header.fields[key.name].value
-        raise CheckpointError(source=self.source.name, field=key.name, offset=offset, expected=expected, found=value)
-
-
-def _version(keys: _Keys) -> int:
+def _version(keys: GGUFKeys) -> int:
     """Hold that this is a finetune checkpoint, and return its version."""
     trained = keys.header.keys.get(finetune.TRAINING_TYPE.name)
     if trained != finetune.TRAINED:
         what, hint = _something_else(keys.header)
         raise NotACheckpointError(
-            source=keys.source.name, field=finetune.TRAINING_TYPE.name, expected=f"'{finetune.TRAINED}'",
+            source=keys.source, field=finetune.TRAINING_TYPE.name, expected=f"'{finetune.TRAINED}'",
             found=f"{_quoted(trained) if trained is not None else 'none'}: {what}", hint=hint,
         )  # fmt: skip
-    arch = keys.get(finetune.ARCHITECTURE)
-    if arch != finetune.ARCH:
-        keys.refuse(finetune.ARCHITECTURE, f"'{finetune.ARCH}'", _quoted(arch))
+    if keys.get(finetune.ARCHITECTURE) != finetune.ARCH:
+        keys.refuse(finetune.ARCHITECTURE.name, f"'{finetune.ARCH}'")
     version: int = keys.get(finetune.FILE_VERSION)
     if version not in finetune.TRAINING_COUNTS:
-        keys.refuse(finetune.FILE_VERSION, "0 or 1, the only ones ever written", version)
+        keys.refuse(finetune.FILE_VERSION.name, "0 or 1, the only ones ever written")
     return version
 
 
@@ -147,14 +111,13 @@ def _something_else(header: GGUFHeader) -> tuple[str, str]:
     return "no finetune checkpoint", "gguf-dump shows what it is"
 
 
-def _optimizer(keys: _Keys) -> Optimizer:
+def _optimizer(keys: GGUFKeys) -> Optimizer:
     """Read the optimizer state without its tensors."""
-    version = keys.get(finetune.OPTIMIZER_FILE_VERSION)
-    if version != 0:
-        keys.refuse(finetune.OPTIMIZER_FILE_VERSION, "0, the only one ever written", version)
+    if keys.get(finetune.OPTIMIZER_FILE_VERSION) != 0:
+        keys.refuse(finetune.OPTIMIZER_FILE_VERSION.name, "0, the only one ever written")
     name = keys.get(finetune.OPTIMIZER_TYPE)
     if name not in finetune.STATE:
-        keys.refuse(finetune.OPTIMIZER_TYPE, "'adam' or 'lbfgs'", _quoted(name))
+        keys.refuse(finetune.OPTIMIZER_TYPE.name, "'adam' or 'lbfgs'")
     facts = {field: keys.get(key) for field, key in {**finetune.OPTIMIZER, **finetune.STATE[name]}.items()}
     if name == "lbfgs":
         keys.positive(finetune.STATE["lbfgs"]["m"])
@@ -192,21 +155,18 @@ def _check_types(source: Source, header: GGUFHeader) -> None:
         )  # fmt: skip
 
 
-def _grouped(keys: _Keys, model: dict[str, int]) -> tuple[int, int]:
+def _grouped(keys: GGUFKeys, model: dict[str, int]) -> tuple[int, int]:
     """Return the heads and the length of keys and values."""
     n_head, n_embd = model["n_head"], model["n_embd"]
-    if finetune.HEAD_COUNT_KV.name not in keys.header.fields:
+    if finetune.HEAD_COUNT_KV.name not in keys:
         return n_head, n_embd
     n_head_kv: int = keys.get(finetune.HEAD_COUNT_KV)
     if n_head_kv == n_head:
         return n_head, n_embd
     keys.positive(finetune.MODEL["n_head"])
     if n_head_kv == 0 or n_head % n_head_kv or n_embd % n_head:
-        keys.refuse(
-            finetune.HEAD_COUNT_KV,
-            f"a divisor of {n_head}, the number of heads, which has to divide {n_embd}",
-            n_head_kv,
-        )
+        expected = f"a divisor of {n_head}, the number of heads, which has to divide {n_embd}"
+        keys.refuse(finetune.HEAD_COUNT_KV.name, expected)
     return n_head_kv, n_embd // n_head * n_head_kv
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import gguf
 import numpy as np
@@ -18,8 +18,9 @@ import numpy as np
 from ..checkpoint import ALONE, Checkpoint, Training, layer_of
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
-from ..formats.finetune_keys import ADAPTER, ARCHITECTURE, KIND, is_architecture
+from ..formats.finetune_keys import ADAPTER, KIND, Key
 from ..formats.gguf_header import GGUFHeader
+from ..formats.gguf_keys import GGUFKeys
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.schema import TOKEN_EMBD
 from ..formats.signatures import MADE_BY
@@ -28,13 +29,12 @@ from .by_name import infer, model_parameters, tensor_table
 
 __all__ = ["is_lora", "read"]
 
-_ALPHA: Final = gguf.Keys.Adapter.LORA_ALPHA
+_TYPE: Final = Key(gguf.Keys.Adapter.TYPE, gguf.GGUFValueType.STRING)
+_ALPHA: Final = Key(gguf.Keys.Adapter.LORA_ALPHA, gguf.GGUFValueType.FLOAT32)
 _ADAPTER: Final = "lora"
 _OWN: Final = MADE_BY.partition(".")[0]
 _PART: Final = re.compile(r"(?P<weight>.+\.weight)\.lora_(?P<end>[ab])", re.ASCII | re.DOTALL)
 _NORM: Final = re.compile(r".*norm\.weight", re.ASCII | re.DOTALL)
-_STRING: Final = gguf.GGUFValueType.STRING
-_FLOAT32: Final = gguf.GGUFValueType.FLOAT32
 _OTHER: Final = {"a": "b", "b": "a"}
 
 
@@ -45,12 +45,13 @@ def is_lora(header: GGUFHeader) -> bool:
 
 def read(source: Source, header: GGUFHeader) -> Checkpoint:
     """Read the adapter that `source` holds, whose header this is; raises as `readers.open_checkpoint` does."""
-    arch = _string(source, header, ARCHITECTURE.name)
-    if not is_architecture(arch):
-        _refuse(source, header, ARCHITECTURE.name, "the name of an architecture", type=_STRING)
-    if _string(source, header, gguf.Keys.Adapter.TYPE) != _ADAPTER:
-        _refuse(source, header, gguf.Keys.Adapter.TYPE, f"'{_ADAPTER}'", type=_STRING)
-    alpha = _alpha(source, header)
+    keys = GGUFKeys(source.name, header)
+    arch = keys.architecture()
+    if keys.get(_TYPE) != _ADAPTER:
+        keys.refuse(_TYPE.name, f"'{_ADAPTER}'")
+    alpha = float(keys.get(_ALPHA)) if _ALPHA.name in keys else 0.0
+    if not math.isfinite(alpha):
+        keys.refuse(_ALPHA.name, "a finite float32")
     names: list[str] = []
     tensors: list[EncodedTensor] = []
     n_others, known = 0, set(header.names)
@@ -105,31 +106,6 @@ def _encoded(source: Source, row: int, tensor: GGUFTensor, *, is_transposed: boo
         _fault(source, row, tensor, "type", "one that gguf dequantizes", tensor.type.name)
     ne0, ne1 = (*tensor.dims, 1)[:2]
     return EncodedTensor(tensor.offset, tensor.nbytes, tensor.type, (ne1, ne0), is_transposed)
-
-
-def _string(source: Source, header: GGUFHeader, key: str) -> str:
-    value = header.keys.get(key)
-    if not isinstance(value, str):
-        _refuse(source, header, key, "a string", type=_STRING)
-    return value
-
-
-def _alpha(source: Source, header: GGUFHeader) -> float:
-    if _ALPHA not in header.fields:
-        return 0.0
-    value: Any = header.keys.get(_ALPHA)
-    if header.fields[_ALPHA].type != _FLOAT32 or not math.isfinite(value):
-        _refuse(source, header, _ALPHA, "a finite float32", type=_FLOAT32)
-    return float(value)
-
-
-def _refuse(source: Source, header: GGUFHeader, key: str, expected: str, *, type: gguf.GGUFValueType) -> NoReturn:
-    field, value = header.fields.get(key), header.keys.get(key)
-    found: object = "none" if field is None else field.type.name.lower() if field.type != type else value
-    raise CheckpointError(
-        source=source.name, field=key, offset=field.value if field is not None else None, expected=expected,
-        found=f"'{found}'" if found is value and isinstance(value, str) else found,
-    )  # fmt: skip
 
 
 def _fault(source: Source, row: int, tensor: GGUFTensor, field: str, expected: str, found: object) -> NoReturn:

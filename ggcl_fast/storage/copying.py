@@ -124,8 +124,8 @@ def copy_tensors(source: Source, cuts: Cuts, output: Writer, *, head: bytes = b"
 
     The size of `source` is trusted only as far as `Source.read_into` finds the bytes.
     """
-    if source.memory is not None:  # nothing is gained by blocks here
-        pieces = cuts.of_memory(head, source.memory)
+    if (memory := source.memory) is not None:  # nothing is gained by blocks here
+        pieces = cuts.of_memory(head, memory)
         for first in range(0, len(pieces), LONGEST_GATHER):
             output.writev(pieces[first : first + LONGEST_GATHER])
         return

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 __all__ = [
     "exchange", "is_linked", "is_there", "is_written_elsewhere", "lock", "lock_soon", "n_cpus", "rename_to_free_name",
-    "reserve", "unlock", "write_all",
+    "reserve", "share_cpus", "unlock", "without_blas_threads", "write_all",
 ]  # fmt: skip
 
 _MOST_BYTES: Final = 1 << 30  # of one call; some systems refuse 2 GiB
@@ -31,6 +31,7 @@ _NOREPLACE: Final = 1
 _EXCHANGE: Final = 2
 _SHORTEST_PAUSE: Final = 0.5e-3  # seconds; the next is twice as long
 _LONGEST_PAUSE: Final = 0.6
+_sharers = 1
 _CANNOT: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -166,6 +167,21 @@ def is_written_elsewhere(fd: int) -> bool:
 
 def n_cpus() -> int:
     """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, n // _sharers)
+
+
+def share_cpus(n_processes: int) -> None:
+    """Let this process be one of `n_processes` that share the processors."""
+    global _sharers
+    _sharers = n_processes
+
+
+def without_blas_threads() -> None:
+    """Let numpy, which must not be imported yet, form products without threads, unless the user asks for them.
+
+    Products are many and small here, and several threads of ours form them.  Threads of the BLAS's own, which wait for
+    each other in each, made merging take twice as long from rank 8 on.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+        os.environ.setdefault(name, "1")

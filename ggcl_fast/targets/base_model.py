@@ -6,15 +6,16 @@ import math
 import os
 from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 import gguf
 import numpy as np
 
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCHITECTURE, TRAINING_TYPE, is_architecture
+from ..formats.finetune_keys import KIND, TRAINING_TYPE
 from ..formats.gguf_header import GGUFHeader
+from ..formats.gguf_keys import GGUFKeys
 from ..formats.gguf_shards import open_model
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.numbers import Floats, with_delta
@@ -32,11 +33,9 @@ _PARAMETERS: Final = {
     "n_rot": "rope.dimension_count",
 }
 """Keys that have to fit, without the architecture, by field of `checkpoint.ModelParameters`."""
-_T = gguf.GGUFValueType
-_INTEGERS: Final = (_T.UINT8, _T.INT8, _T.UINT16, _T.INT16, _T.UINT32, _T.INT32, _T.UINT64, _T.INT64)
+_OTHER: Final = "not a base model that finetune could train"
 _F32: Final = gguf.GGMLQuantizationType.F32
 _OF_NORMS: Final = (_F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16)
-_LARGEST_COUNT: Final = (1 << 31) - 1
 
 
 class Heads(NamedTuple):
@@ -67,10 +66,8 @@ class BaseModel:
         self.source, self.header = self._open(path)
         try:
             self._rows = {name: row for row, name in enumerate(self.header.names)}
-            arch = self.header.keys.get(ARCHITECTURE.name, "nothing")
-            if not isinstance(arch, str) or not is_architecture(arch) or ARCHITECTURE.name not in self.header.keys:
-                self._refuse(ARCHITECTURE.name, "the name of an architecture", arch)
-            self.arch = arch
+            self._keys = GGUFKeys(self.source.name, self.header)
+            self.arch = self._keys.architecture()
             """Architecture, as GGUF files name it."""
             self._check_kind()
         except BaseException:
@@ -98,11 +95,10 @@ class BaseModel:
 
     def _check_kind(self) -> None:
         """Hold that it is a model, and not what can be made of one."""
-        kind = self.header.keys.get(gguf.Keys.General.TYPE, gguf.GGUFType.MODEL)
-        if kind != gguf.GGUFType.MODEL:
-            self._refuse(gguf.Keys.General.TYPE, gguf.GGUFType.MODEL, kind)
-        if TRAINING_TYPE.name in self.header.fields:
-            self._refuse(TRAINING_TYPE.name, "none", self.header.keys.get(TRAINING_TYPE.name), "it is a checkpoint")
+        if KIND in self._keys and self.header.keys.get(KIND) != gguf.GGUFType.MODEL:
+            self._keys.refuse(KIND, f"'{gguf.GGUFType.MODEL}'", _OTHER)
+        if TRAINING_TYPE.name in self._keys:
+            self._keys.refuse(TRAINING_TYPE.name, "none", _OTHER, hint="it is a checkpoint")
 
     @property
     def heads(self) -> Heads:
@@ -117,25 +113,7 @@ class BaseModel:
 
     def key(self, name: str) -> int:
         """Return an integer of the architecture's keys, 0 without it; `CheckpointError` where it is something else."""
-        return self._integer(f"{self.arch}.{name}")
-
-    def _integer(self, key: str) -> int:
-        value = self.header.keys.get(key, 0)
-        if key in self.header.fields and (
-            self.header.fields[key].type not in _INTEGERS or not 0 <= int(value) <= _LARGEST_COUNT
-        ):
-            found = self.header.fields[key].type.name.lower() if key not in self.header.keys else value
-            raise CheckpointError(
-                source=self.source.name, field=key, offset=self.header.fields[key].value,
-                expected=f"an integer of 0 to {_LARGEST_COUNT}", found=found,
-            )  # fmt: skip
-        return int(value)
-
-    def _refuse(self, key: str, expected: object, found: object, hint: str | None = None) -> NoReturn:
-        raise CheckpointError(
-            "not a base model that finetune could train", source=self.source.name, field=key, expected=expected,
-            found=found, hint=hint,
-        )  # fmt: skip
+        return self._keys.count(f"{self.arch}.{name}")
 
     def tensor(self, pair: Pair) -> GGUFTensor:
         """Return where the weight is that `pair` changes: the token embeddings for the output weight of a tied model.

@@ -21,6 +21,7 @@ import ggcl_fast
 from ggcl_fast import CheckpointError, Job, JobResult, TruncatedError, convert_many
 from ggcl_fast.batch.pool import process_pool
 from ggcl_fast.commands.convert import main
+from ggcl_fast.storage import system
 from ggcl_fast.targets.names import target_name
 from ggcl_fast.targets.options import Options
 from ggcl_fast.testing import SHAPE_7B, write_checkpoint
@@ -203,6 +204,14 @@ if __name__ == "__main__":
     print(len(results), sum(r.status == "failed" for r in results))
     assert all("terminated abruptly" in str(r.error) for r in results if r.error)
 """
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_workers_share_the_processors(n_workers: int) -> None:
+    """Or each of many that merge would have as many threads as there are processors, and room for each."""
+    with process_pool(n_workers) as pool:
+        assert pool.submit(system.n_cpus).result() == max(1, system.n_cpus() // n_workers)
+        assert pool.submit(os.getenv, "OPENBLAS_NUM_THREADS").result() == os.getenv("OPENBLAS_NUM_THREADS", "1")
 
 
 def test_a_pool_that_breaks_is_replaced(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_blocks_add_up_to_tensors(large: Path) -> None:
 
 def test_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "in.ggcl"
-    path.write_bytes(checkpoint_bytes(Shape(n_layer=3, n_embd=200, n_ff=600)))
+    path.write_bytes(checkpoint_bytes(Shape(n_layer=3, n_embd=2000, n_ff=6000)))
     monkeypatch.setattr(sources, "SMALL", -1)
     monkeypatch.setattr(values, "_STEP", 1 << 12)
     monkeypatch.setattr(copying, "n_cpus", lambda: 4)

@@ -301,22 +301,24 @@ def _no_pairs(parts: Parts) -> None:
 
 HOSTILE: Final[dict[str, Hostile]] = {
     # --- keys
-    "no architecture": _bad("general.architecture: expected a string, found none", _without("general.architecture")),
+    "no architecture": _bad(
+        "general.architecture: the key is missing: expected string, found none", _without("general.architecture")
+    ),
     "an architecture that is a number": _bad(
-        f"general.architecture {_at('general.architecture')}: expected a string, found uint32",
+        f"general.architecture {_at('general.architecture')}: expected string, found uint32",
         _put("general.architecture", U32, 3),
     ),
     "no general.type": _bad(
         "training.type: expected 'finetune_lora', found none: no finetune checkpoint (gguf-dump shows what it is)",
         _without("general.type", "token_embd.weight.lora_a", "token_embd.weight.lora_b"), kind=NotACheckpointError,
     ),
-    "no adapter.type": _bad(f"{KIND}: expected a string, found none", _without(KIND)),
+    "no adapter.type": _bad(f"{KIND}: the key is missing: expected string, found none", _without(KIND)),
     "another adapter.type": _bad(
         f"{KIND} {_at(KIND)}: expected 'lora', found 'control_vector'", _put(KIND, STRING, "control_vector")
     ),
     "an empty adapter.type": _bad(f"{KIND} {_at(KIND)}: expected 'lora', found ''", _put(KIND, STRING, "")),
     "an adapter.type that is a number": _bad(
-        f"{KIND} {_at(KIND)}: expected a string, found uint32", _put(KIND, U32, 7)
+        f"{KIND} {_at(KIND)}: expected string, found uint32", _put(KIND, U32, 7)
     ),
     **{
         f"alpha {value}": _bad(
@@ -324,11 +326,11 @@ HOSTILE: Final[dict[str, Hostile]] = {
         )
         for value in (float("nan"), float("inf"), float("-inf"))
     },
-    "alpha as uint32": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found uint32", _put(ALPHA, U32, 16)),
-    "alpha as float64": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found float64", _put(ALPHA, F64, 0.1)),
-    "alpha as bool": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found bool", _put(ALPHA, BOOL, True)),
-    "alpha as text": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found string", _put(ALPHA, STRING, "8")),
-    "alpha as an array": _bad(f"{ALPHA} {_at(ALPHA)}: expected a finite float32, found array", _array(ALPHA)),
+    "alpha as uint32": _bad(f"{ALPHA} {_at(ALPHA)}: expected float32, found uint32", _put(ALPHA, U32, 16)),
+    "alpha as float64": _bad(f"{ALPHA} {_at(ALPHA)}: expected float32, found float64", _put(ALPHA, F64, 0.1)),
+    "alpha as bool": _bad(f"{ALPHA} {_at(ALPHA)}: expected float32, found bool", _put(ALPHA, BOOL, True)),
+    "alpha as text": _bad(f"{ALPHA} {_at(ALPHA)}: expected float32, found string", _put(ALPHA, STRING, "8")),
+    "alpha as an array": _bad(f"{ALPHA} {_at(ALPHA)}: expected float32, found array", _array(ALPHA)),
     # --- tensors
     "no tensors": _bad(N_TENSORS, _no_pairs),
     "norms alone": _bad(N_TENSORS, _no_pairs, _new("blk.0.attn_norm.weight", (7,))),

@@ -321,7 +321,7 @@ def test_other_files_are_no_base(tmp_path: Path) -> None:
     with pytest.raises(ggcl_fast.NotACheckpointError, match="not a GGUF file: it is a finetune checkpoint"):
         ggcl_fast.convert(TRAINED, tmp_path / "out", to="merged", base=TRAINED)
     ggcl_fast.convert(TRAINED, tmp_path / "a.gguf", to="adapter")
-    with pytest.raises(CheckpointError, match=r"general\.type: not a base model .* expected model, found adapter"):
+    with pytest.raises(CheckpointError, match=r"general\.type at .*: not a base model .* found 'adapter'"):
         ggcl_fast.convert(TRAINED, tmp_path / "out", to="merged", base=tmp_path / "a.gguf")
     data = BASE.read_bytes()
     (tmp_path / "short.gguf").write_bytes(data[:-1])
@@ -419,16 +419,21 @@ def test_a_target_that_is_the_base_is_refused(tmp_path: Path) -> None:
 
 
 ODD_KEYS: dict[str, tuple[str, int, bytes, str]] = {
-    "an architecture that is 0": ("general.architecture", 4, bytes(4), "expected the name of an architecture, found 0"),
+    "an architecture that is 0": ("general.architecture", 4, bytes(4), "expected string, found uint32"),
     "an architecture that is false": (
         "general.architecture",
         7,
         bytes(1),
-        "expected the name of an architecture, found False",
+        "expected string, found bool",
     ),
-    "a split count that is text": ("split.count", 8, struct.pack("<Q", 1) + b"2", "expected an integer of .* found 2"),
-    "heads that are true": ("llama.attention.head_count", 7, b"\1", "expected an integer of .*, found True"),
-    "heads that are half": ("llama.attention.head_count", 6, struct.pack("<f", 0.5), "found 0.5"),
+    "a split count that is text": (
+        "split.count",
+        8,
+        struct.pack("<Q", 1) + b"2",
+        "0 to 2147483647, found string",
+    ),
+    "heads that are true": ("llama.attention.head_count", 7, b"\1", "expected an integer of .*, found bool"),
+    "heads that are half": ("llama.attention.head_count", 6, struct.pack("<f", 0.5), "found float32"),
     "heads below zero": ("llama.attention.head_count_kv", 5, struct.pack("<i", -1), "found -1"),
     "heads beyond counting": ("llama.attention.head_count", 10, struct.pack("<Q", 1 << 40), "found 1099511627776"),
     "heads by layer": ("llama.attention.head_count", 9, struct.pack("<IQ2I", 4, 2, 4, 4), "found array"),
