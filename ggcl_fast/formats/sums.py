@@ -31,6 +31,7 @@ Kernel = Callable[[Any, Any, Any], int]
 never the same memory.  Returns the bits of the largest magnitude."""
 
 _SIGN, _MAGNITUDE = _U(0x80000000), _U(0x7FFFFFFF)
+_LEAST = np.int32(-0x80000000)
 _INFINITE = _U(0x7F800000)
 _SMALLEST_HALF = _U(113 << 23)  # the smallest normal half, 2^-14, as a float32
 _TINY = _U(27 << 23)  # 2^-100: the reciprocal of a smaller scale would leave the range of floats, or its precision
@@ -132,11 +133,13 @@ def kernels(
     def add_q8_0(rows: Any, delta: Any, out: Any) -> Any:
         values = np.empty(32, np.float32)
         largest = _U(0)
-        for block in range(len(delta) // 32):
+        n_blocks = len(delta) // 32
+        n = len(out) // n_blocks - 2  # 32: see `add_q4_0`
+        for block in range(n_blocks):
             at, first = 34 * block, 32 * block
             scale = half_to_float(_U(_U(rows[at]) | _U(_U(rows[at + 1]) << _U(8))))
             of_block = _U(0)
-            for i in range(32):
+            for i in range(n):
                 weight = _F(np.int8(rows[at + 2 + i])) * scale
                 value = np.float32(delta[first + i] + weight)
                 values[i] = value
@@ -149,7 +152,7 @@ def kernels(
             inverse = _F(0) if scale == _F(0) else _F(_F(1) / scale)
             half = float_to_half(scale)
             out[at], out[at + 1] = np.uint8(half & _U(0xFF)), np.uint8(half >> _U(8))
-            for i in range(32):
+            for i in range(n):
                 value = _F(values[i] * inverse)
                 size = abs(value)
                 whole = np.int32(size)
@@ -166,22 +169,20 @@ def kernels(
         for block in range(n_blocks):
             at, first = 18 * block, 32 * block
             scale = half_to_float(_U(_U(rows[at]) | _U(_U(rows[at + 1]) << _U(8))))
-            of_block = _U(0)
+            above, below = _LEAST, _LEAST  # the largest of the values, and of their negatives, as signed bits
             for i in range(n):
                 both = np.int32(rows[at + 2 + i])
                 low = np.float32(delta[first + i] + _F(_F((both & np.int32(15)) - np.int32(8)) * scale))
                 high = np.float32(delta[first + 16 + i] + _F(_F((both >> np.int32(4)) - np.int32(8)) * scale))
                 values[i], values[16 + i] = low, high
-                of_block = max(of_block, max(magnitude_of(low), magnitude_of(high)))
+                above = max(above, max(low.view(np.int32), high.view(np.int32)))
+                below = max(below, max(np.int32(low.view(np.int32) ^ _LEAST), np.int32(high.view(np.int32) ^ _LEAST)))
+            of_block = _U(max(above, below))
             if of_block != 0 and of_block < _TINY:
                 return _INFINITE
             largest = max(largest, of_block)
-            positive, negative = _U(0), _U(0)
-            for i in range(2 * n):
-                value = np.float32(values[i])
-                positive |= _U(value.view(np.uint32) == of_block)
-                negative |= _U(value.view(np.uint32) == _U(of_block | _SIGN))
-            sign = _U(negative << _U(31))
+            positive, negative = above >= below, below >= above
+            sign = _U(0) if positive else _SIGN
             if positive and negative:  # the first one's
                 i = 0
                 while magnitude_of(values[i]) != of_block:
@@ -194,9 +195,9 @@ def kernels(
             half = float_to_half(scale)
             out[at], out[at + 1] = np.uint8(half & _U(0xFF)), np.uint8(half >> _U(8))
             for i in range(n):
-                below = min(np.int32(_F(_F(values[i] * inverse) + _F(8.5))), np.int32(15))
-                above = min(np.int32(_F(_F(values[16 + i] * inverse) + _F(8.5))), np.int32(15))
-                out[at + 2 + i] = np.uint8(below | (above << np.int32(4)))
+                low_bits = min(np.int32(_F(_F(values[i] * inverse) + _F(8.5))), np.int32(15))
+                high_bits = min(np.int32(_F(_F(values[16 + i] * inverse) + _F(8.5))), np.int32(15))
+                out[at + 2 + i] = np.uint8(low_bits | (high_bits << np.int32(4)))
         return largest
 
     return {
