@@ -16,7 +16,7 @@ import pytest
 import ggcl_fast
 from ggcl_fast import CheckpointError, NotACheckpointError, SourceChangedError, TruncatedError
 from ggcl_fast.formats.gguf_shards import open_model
-from ggcl_fast.storage import sources
+from ggcl_fast.storage import sources, streams
 from ggcl_fast.storage.sources import read_at
 
 from ..models import Model, finish, read_gguf
@@ -357,8 +357,9 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
 @pytest.mark.parametrize(("spoil", "kind"), SPOILED.values(), ids=SPOILED)
 @pytest.mark.parametrize("spoiled", range(3))
 def test_a_file_that_is_not_sound_is_named(
-    spoiled: int, spoil: Callable[[Path], object], kind: type[Exception], tmp_path: Path
+    spoiled: int, spoil: Callable[[Path], object], kind: type[Exception], tmp_path: Path, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(streams, "_PATIENCE", 0.05)
     paths = write_shards(tmp_path, parts_of(tensors(), 3))
     spoil(paths[spoiled])
     before = n_open()
