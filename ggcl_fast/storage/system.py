@@ -181,7 +181,7 @@ def without_blas_threads() -> None:
     """Let numpy, which must not be imported yet, form products without threads, unless the user asks for them.
 
     Products are many and small here, and several threads of ours form them.  Threads of the BLAS's own, which wait for
-    each other in each, made merging take twice as long from rank 8 on.
+    each other in each, made merging take almost twice as long at ranks 16 and 64.
     """
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         os.environ.setdefault(name, "1")
