@@ -1,6 +1,6 @@
 """``python -m bench``: run the suite, print the table of ratios beside their targets.
 
-python -m bench                                   # ten minutes on two cores, 16 GB of disk
+python -m bench                                   # six minutes on two cores, 16 GB of disk
 python -m bench --large 4e9 --folder /mnt/bench   # larger, elsewhere
 python -m bench --json results.json --plot results.png --check
 """

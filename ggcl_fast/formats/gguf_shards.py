@@ -42,10 +42,11 @@ def open_model(path: StrPath) -> tuple[Source, GGUFHeader]:
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(open_source(path)))
         header = read_header(source)
-        if GGUFKeys(source.name, header).count(_COUNT) <= 1:
+        n_files = GGUFKeys(source.name, header).count(_COUNT)
+        if n_files <= 1:
             stack.pop_all()
             return source, header
-    name, n_files = located(path), GGUFKeys(source.name, header).count(_COUNT)
+    name = located(path)
     match = _NAME.fullmatch(name)
     if match is None or int(match[3]) != n_files or not 1 <= int(match[2]) <= n_files:
         raise CheckpointError(

@@ -51,7 +51,7 @@ _STORED: Final[Mapping[_Type, Any]] = {
 
 def kernels(
     jit: Callable[[Any], Any] = lambda function: function, halves: tuple[Any, Any] | None = None
-) -> Mapping[_Type, Kernel]:
+) -> Mapping[_Type, Any]:
     """Return the kernels, which take rows and room as arrays of what they store.
 
     Parameters
@@ -226,8 +226,8 @@ def jitted(type: _Type) -> Any:
     stored: Any = numba.from_dtype(np.dtype(_STORED[type]))
     rows, delta = (types.Array(one, 1, "C", readonly=True) for one in (stored, types.float32))
     made = kernels(numba.njit(nogil=True, error_model="numpy"), _processors_halves())[type]
-    made.compile(types.uint32(rows, delta, stored[::1]))  # type: ignore[attr-defined]
-    made.disable_compile()  # type: ignore[attr-defined]
+    made.compile(types.uint32(rows, delta, stored[::1]))
+    made.disable_compile()
     return made
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections import deque
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -47,7 +47,6 @@ class _Piece(NamedTuple):
     stop: int
     pair: int | None
     """Which of the pairs it belongs to; None where there is no Gram matrix to form."""
-    rank: int
     last: bool
     """Whether the tensor ends with it, or the second tensor of the pair."""
 
@@ -88,16 +87,18 @@ def read_values(
     kernels = pick_engine(engine, n_bytes)
     if progress is not None:
         begin(progress, n_bytes)
-    values = [Values()] * len(checkpoint.names)
+    nothing = Values()
+    values = [nothing] * len(checkpoint.names)
     squared: list[float | None] = [None] * len(pairs)
     numbers = np.array([pair[3:8] for pair in pairs], PAIR)  # in the order of its fields
-    work = functools.partial(_look, checkpoint.source, kernels, numbers, deque[memoryview]())
+    work = functools.partial(_look, checkpoint.source, kernels, numbers)
     tasks = _tasks(_pieces(checkpoint, numbers))
-    # Small tensors are Python's work more than numpy's, of which several threads do no more than one.
-    alone = n_bytes <= max(_TASK, LARGEST_SMALL * len(values))
-    for found in map(work, tasks) if alone else in_order(work, tasks, alone=checkpoint.source.far):
+    # Small tensors are Python's work more than numpy's, of which several threads do no more than one; and what is far
+    # away is read forward, as one stream.
+    alone = checkpoint.source.far or n_bytes <= max(_TASK, LARGEST_SMALL * len(values))
+    for found in map(work, tasks) if alone else in_order(work, tasks):
         for row, some in found.values:
-            values[row] = values[row].merged(some)
+            values[row] = some if values[row] is nothing else values[row].merged(some)
         for index, total in found.squared:
             squared[index] = total
         if progress is not None:
@@ -105,25 +106,27 @@ def read_values(
     return values, squared
 
 
-def _look(
-    source: Source,
-    kernels: Kernels,
-    pairs: npt.NDArray[np.void],
-    rooms: deque[memoryview],
-    pieces: Sequence[_Piece | Batch],
-) -> _Found:
-    """Go through some pieces, each pair with both of its tensors; `rooms` are those that nobody uses now."""
+class _Room(threading.local):
+    """Room for a block, of each thread."""
+
+    def __init__(self) -> None:
+        self.block = memoryview(bytearray(_STEP))
+
+
+_room: Final = _Room()
+
+
+def _look(source: Source, kernels: Kernels, pairs: npt.NDArray[np.void], pieces: Sequence[_Piece | Batch]) -> _Found:
+    """Go through some pieces, each pair with both of its tensors."""
     found = _Found([], [], 0)
     nbytes = 0
     delta = _Delta(kernels)
-    room = None
     with np.errstate(all="ignore"):  # what is not finite is counted
         for piece in pieces:
             if (memory := source.memory) is not None:
                 block = memory[piece.start : piece.stop]
             else:
-                room = room or _room(rooms)
-                source.read_into(piece.start, block := room[: piece.stop - piece.start])
+                source.read_into(piece.start, block := _room.block[: piece.stop - piece.start])
             floats = _floats(block)
             if isinstance(piece, Batch):
                 some, wide = survey_batch(piece, floats)
@@ -137,12 +140,11 @@ def _look(
             one = kernels.survey(floats)
             found.values.append((piece.row, one))
             if piece.pair is not None:
-                delta.add(floats.reshape(-1, piece.rank), one, is_b=piece.row == int(pairs[piece.pair]["row_b"]))
+                _, _, rank, _, row_b = pairs[piece.pair].item()
+                delta.add(floats.reshape(-1, rank), one, is_b=piece.row == row_b)
                 if piece.last:
                     found.squared.append((piece.pair, delta.squared()))
                     delta = _Delta(kernels)
-    if room is not None:
-        rooms.append(room)
     return found._replace(nbytes=nbytes)
 
 
@@ -163,13 +165,6 @@ def check_finite(checkpoint: Checkpoint, *, engine: Engine = "auto") -> None:
             f"{len(bad)} of {len(values)} tensors have values that are NaN or infinite: {tensors}",
             source=checkpoint.source.name, field="data", found=bad,
         )  # fmt: skip
-
-
-def _room(rooms: deque[memoryview]) -> memoryview:
-    try:
-        return rooms.pop()
-    except IndexError:
-        return memoryview(bytearray(_STEP))
 
 
 def _tasks(pieces: Iterator[_Piece | Batch]) -> Iterator[list[_Piece | Batch]]:
@@ -200,7 +195,7 @@ def _pieces(checkpoint: Checkpoint, pairs: npt.NDArray[np.void]) -> Iterator[_Pi
         for row in unit:
             offset, end = offsets[row], offsets[row] + sizes[row]
             for start in range(offset, end, step):
-                yield _Piece(row, start, min(start + step, end), pair, rank, start + step >= end and row == unit[-1])
+                yield _Piece(row, start, min(start + step, end), pair, start + step >= end and row == unit[-1])
 
 
 def _floats(block: memoryview) -> Floats:

@@ -135,15 +135,15 @@ def copy_tensors(source: Source, cuts: Cuts, output: Writer, *, head: bytes = b"
         release()
 
 
-def in_order(work: Callable[[_T], _R], items: Iterable[_T], *, alone: bool = False) -> Iterator[_R]:
-    """Do `work` on each of `items` by as many threads as there are processors, or by one; yield the results in order.
+def in_order(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """Do `work` on each of `items` by as many threads as there are processors; yield the results in order.
 
     A few are in work at a time.  What goes wrong is raised when its turn comes, and all threads have ended when the
     iterator has.
     """
     from concurrent.futures import ThreadPoolExecutor  # a copy does without
 
-    n_threads = 1 if alone else n_cpus()
+    n_threads = n_cpus()
     pool = ThreadPoolExecutor(n_threads, "ggcl_fast-worker")
     begun: deque[Future[_R]] = deque()
     try:

@@ -3,6 +3,7 @@
 Rows are read, changed and given out in order; a few blocks are in work at a time, whatever the size of the model.  No
 type's blocks reach across rows.  Where numba repays its start, `formats.sums` adds and rounds; what it has no kernel
 for and what it finds odd goes the way of `formats.numbers`, which gives the same bits.
+The same kernels round what is written without a sum, as in adapters: values are added to nothing.
 """
 
 from __future__ import annotations
@@ -131,24 +132,25 @@ def pick_rounding(type: _Type, engine: Engine, n_values: int, source: str) -> Ro
     `source` is what the message names where a value is too large.
     """
     kernel = pick_kernel(type, engine, n_values) if type in _NOTHING else None
-    return functools.partial(_rounded, kernel, type, source)
+    if kernel is None:
+        return lambda values, tensor: as_bytes(quantized(values, type, source=source, tensor=tensor))
+    nothing = np.full(_TOGETHER // 4, _NOTHING[type])
+    nothing.flags.writeable = False
+    return functools.partial(_rounded, kernel, nothing, type, source)
 
 
-def _rounded(kernel: sums.Kernel | None, type: _Type, source: str, values: Floats, tensor: str) -> memoryview:
-    values = np.ascontiguousarray(values)
-    if kernel is not None:
-        flat = values.reshape(-1)
-        nothing = np.full(_TOGETHER // 4, _NOTHING[type])
-        nothing.flags.writeable = False
-        written = np.empty(flat.size, nothing.dtype)
-        for first in range(0, flat.size, nothing.size):
-            some = flat[first : first + nothing.size]
-            out = written[first : first + some.size]
-            if kernel(nothing[: some.size].view(np.uint8), some, out.view(np.uint8)) > sums.LARGEST[type]:
-                break
-        else:
-            return as_bytes(written)
-    return as_bytes(quantized(values, type, source=source, tensor=tensor))
+def _rounded(
+    kernel: sums.Kernel, nothing: npt.NDArray[np.uint16], type: _Type, source: str, values: Floats, tensor: str
+) -> memoryview:
+    """Do it with a kernel, which adds the values to `nothing`, a stretch at a time, if none of them is odd."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    written = np.empty(flat.size, nothing.dtype)
+    for first in range(0, flat.size, nothing.size):
+        some = flat[first : first + nothing.size]
+        out = written[first : first + some.size]
+        if kernel(nothing[: some.size].view(np.uint8), some, out.view(np.uint8)) > sums.LARGEST[type]:
+            return as_bytes(quantized(values, type, source=source, tensor=tensor))
+    return as_bytes(written)
 
 
 _NOTHING: Final = {_Type.F16: np.uint16(0x8000), _Type.BF16: np.uint16(0x8000)}  # -0: what can be added to it stays

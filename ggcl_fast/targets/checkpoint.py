@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -28,8 +28,6 @@ from .plan import File, Plan
 
 __all__ = ["add_keys", "plan", "write"]
 
-_MOST_KEPT: Final = 3000  # tensors of a shape that is kept for the next file, 1 MB; a model of 128 layers has less
-
 
 def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:  # noqa: ARG001
     """Plan the GGUF finetune checkpoint: one file.
@@ -46,7 +44,8 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     optimizer = _optimizer(checkpoint)
     keys = _template(optimizer.name).fill([one for one in _values(checkpoint, optimizer) if not isinstance(one, str)])
     shape = _Shape(checkpoint.names, checkpoint.table)
-    tensors = (_tensors if len(shape.names) <= _MOST_KEPT else _tensors.__wrapped__)(shape)
+    # The reader has made what cannot change for the next file of the shape too; anything else is of this file alone.
+    tensors = (_tensors.__wrapped__ if shape.table.flags.writeable else _tensors)(shape)
     start = beginning(tensors.infos, len(shape.names), keys)
     start += padding(len(start))
     write = functools.partial(copy_tensors, checkpoint.source, tensors.cuts, head=start)

@@ -321,7 +321,8 @@ def test_other_files_are_no_base(tmp_path: Path) -> None:
     with pytest.raises(ggcl_fast.NotACheckpointError, match="not a GGUF file: it is a finetune checkpoint"):
         ggcl_fast.convert(TRAINED, tmp_path / "out", to="merged", base=TRAINED)
     ggcl_fast.convert(TRAINED, tmp_path / "a.gguf", to="adapter")
-    with pytest.raises(CheckpointError, match=r"general\.type at .*: not a base model .* found 'adapter'"):
+    no_base = r"general\.type at .*: not a base model .* expected 'model', found 'adapter'"
+    with pytest.raises(CheckpointError, match=no_base):
         ggcl_fast.convert(TRAINED, tmp_path / "out", to="merged", base=tmp_path / "a.gguf")
     data = BASE.read_bytes()
     (tmp_path / "short.gguf").write_bytes(data[:-1])
@@ -430,7 +431,7 @@ ODD_KEYS: dict[str, tuple[str, int, bytes, str]] = {
         "split.count",
         8,
         struct.pack("<Q", 1) + b"2",
-        "0 to 2147483647, found string",
+        "expected an integer of 0 to 2147483647, found string",
     ),
     "heads that are true": ("llama.attention.head_count", 7, b"\1", "expected an integer of .*, found bool"),
     "heads that are half": ("llama.attention.head_count", 6, struct.pack("<f", 0.5), "found float32"),
