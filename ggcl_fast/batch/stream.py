@@ -15,6 +15,7 @@ from ..storage.system import n_cpus
 from ..storage.urls import StrPath
 from ..targets import names
 from ..targets.options import Choices, Options
+from .copies import Copies
 from .flight import Flight
 from .jobs import Job, JobResult
 from .pool import Work
@@ -99,9 +100,10 @@ def convert_many(
     if on_error not in ("return", "raise"):
         raise ValueError(f"on_error must be 'return' or 'raise', not {on_error!r}")
     given = Options(**options)
-    work = Work(dataclasses.replace(given, progress=None), skip_existing=skip_existing)
+    common = dataclasses.replace(given, progress=None)
     tally = Tally(given.progress) if given.progress is not None else None
-    source = _Jobs((Job(*job) for job in jobs), work.options, stop)
+    source = _Jobs((Job(*job) for job in jobs), common, stop)
+    work = Work(common, skip_existing, source.copies.of)
     if isinstance(jobs, Sequence):
         source.expect([Job(*job) for job in jobs])
     if executor is None and workers == 1:
@@ -116,13 +118,14 @@ def convert_many(
 
 
 class _Jobs:
-    """The jobs as they are taken, each held against those before it."""
+    """The jobs as they are taken, each held against those before it, and held back while one writes for both."""
 
     def __init__(self, jobs: Iterator[Job], options: Options, stop: threading.Event | None) -> None:
         self._jobs = jobs
         self._options = options
         self._claims = Claims()
         self._refused: list[JobResult] = []
+        self.copies = Copies(options)
         self.stop = stop
 
     def expect(self, jobs: Sequence[Job]) -> None:
@@ -141,13 +144,21 @@ class _Jobs:
         return [] if self.stopped else list(islice(self._good(), n))
 
     def _good(self) -> Iterator[Job]:
-        for job in self._jobs:
+        yield from self.copies.free()
+        while not self.copies.is_full and (job := next(self._jobs, None)) is not None:
             try:
                 self._claims.add(names.inputs(job.source, self._options), names.taken(job.target, self._options))
             except Exception as error:  # a job that cannot be is a result like others
                 self._refused.append(JobResult(job, "failed", None, error.with_traceback(None)))
             else:
-                yield job
+                if self.copies.let(job):
+                    yield job
+
+    def landed(self, results: Iterable[JobResult]) -> Iterator[JobResult]:
+        """Yield what became of jobs that were given out; others may have waited for it."""
+        for result in results:
+            self.copies.land(result)
+            yield result
 
     def refused(self) -> Iterator[JobResult]:
         """Yield what became of the jobs that were not given out."""
@@ -162,7 +173,7 @@ def _here(jobs: _Jobs, work: Work, tally: Tally | None) -> Iterator[JobResult]:
         result = work.one(some[0], tally.share_from_within if tally is not None else None)
         if tally is not None and tally.error is not None:
             raise tally.error
-        yield result
+        yield from jobs.landed([result])
     yield from jobs.refused()
 
 
@@ -172,9 +183,9 @@ def _elsewhere(jobs: _Jobs, flight: Flight, n_chunks: int, chunk: int) -> Iterat
     try:
         while True:
             if not jobs.stopped:
-                yield from flight.send_again()
+                yield from jobs.landed(flight.send_again())
             while flight.has_room(n_chunks) and (some := jobs.take(chunk)):
-                yield from flight.send(some)
+                yield from jobs.landed(flight.send(some))
             yield from jobs.refused()
             if jobs.stopped and not stopping:
                 stopping = True
@@ -184,7 +195,7 @@ def _elsewhere(jobs: _Jobs, flight: Flight, n_chunks: int, chunk: int) -> Iterat
                     return
                 continue
             for future in flight.wait(looks=jobs.stop is not None):
-                yield from flight.land(future)
+                yield from jobs.landed(flight.land(future))
     finally:
         flight.end()
 

@@ -22,6 +22,7 @@ from ..formats.gguf_writer import KeyValue, packed
 from ..formats.signatures import HOLDS, MADE_BY, TRAINING
 from ..storage.sources import read_at
 from ..storage.urls import last_part
+from .deltas import lora_a, lora_b, trains_norms
 from .options import Options
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL",
     "NORMS",
+    "copy_fingerprint",
     "edited_keys",
     "file_type",
     "fingerprint",
@@ -69,6 +71,20 @@ def fingerprint(checkpoint: Checkpoint) -> str:
             digest.update(
                 read_at(checkpoint.source, int(table["offset"][row]), min(_SAMPLE, int(table["nbytes"][row])))
             )
+    return digest.hexdigest()
+
+
+def copy_fingerprint(checkpoint: Checkpoint) -> str | None:
+    """Return what tells the copy of a base model with its norms from those of others; None where none was trained.
+
+    Two checkpoints with the same have the same norms from the same training.
+    """
+    if not trains_norms(checkpoint):
+        return None
+    digest = hashlib.blake2b(fingerprint(checkpoint).encode(), digest_size=16)
+    for pair in sorted(pair for pair in checkpoint.pairs if pair.is_norm):
+        a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
+        digest.update(repr((pair.weight, a.shape, b.shape)).encode() + a.tobytes() + b.tobytes())
     return digest.hexdigest()
 
 

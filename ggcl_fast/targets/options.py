@@ -81,6 +81,8 @@ class Options:
     progress: Progress | None = None
     twice: bool | None = None
     """Whether deltas may be added to a model that has them already; None for where `force` is given."""
+    copied: StrPath | None = None
+    """A copy of the base model that is there already, with just the norms that an adapter would come with."""
 
     def __post_init__(self) -> None:
         given = {
