@@ -45,7 +45,9 @@ def convert_many(
     """Convert many checkpoints, and yield a result for each as it comes, in no particular order.
 
     Jobs are taken from their iterable as room appears in a window of work in flight, and each result is given out as
-    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.
+    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.  Of adapters of one
+    training upon one base the first comes with the copy that has its norms; the others wait for it, and a note of each
+    report tells which copy it is.
 
     Parameters
     ----------
