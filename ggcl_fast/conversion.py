@@ -6,7 +6,7 @@ Nothing here knows what is in a file; `readers` and `targets` do.
 from __future__ import annotations
 
 import contextlib
-import errno
+import dataclasses
 import functools
 import logging
 import time
@@ -18,12 +18,11 @@ from .errors import CheckpointError
 from .readers import open_checkpoint
 from .readers.engine import Engine
 from .storage import outputs
-from .storage.files import OutputFile, OutputFolder
+from .storage.creating import new_outputs
 from .storage.identity import Claims
 from .storage.outputs import Nowhere, Output, Outputs, Progress, Told, Writer
 from .storage.sources import Source
-from .storage.streams import OutputStream, is_stream
-from .storage.urls import StrPath, is_url, located, public_name
+from .storage.urls import StrPath, public_name
 from .targets import DEFAULT, OUTTYPES, names
 from .targets.options import ROWS, Options
 from .targets.plan import Plan, planner
@@ -35,7 +34,6 @@ __all__ = ["ConversionReport", "convert", "run"]
 
 _log = logging.getLogger(__name__)
 logging.getLogger(__package__).addHandler(logging.NullHandler())  # silent unless somebody asks
-_LOCAL = "Where there are several outputs, they are files on a local disk"
 _PREALLOCATED = 16 << 20  # bytes; smaller outputs gain nothing by it
 
 
@@ -194,19 +192,30 @@ def _base_model(path: StrPath) -> BaseModel:
     return BaseModel(path)
 
 
-def _trains_norms(checkpoint: Checkpoint) -> bool:
+def _settled(checkpoint: Checkpoint, base: BaseModel | None, options: Options) -> tuple[Options, bool]:
+    """Settle whether norms were trained upon `base`, and whether another job's copy of it has them."""
+    if base is None:
+        return options, False
     from .targets.deltas import trains_norms
 
-    return trains_norms(checkpoint)
+    if options.copied is not None and not options.dry_run:
+        from .targets.adapter import has_norms_of
+
+        if not has_norms_of(checkpoint, base, options.copied):
+            options = dataclasses.replace(options, copied=None)
+    return options, trains_norms(checkpoint)
 
 
 def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
-    norms = base is not None and _trains_norms(checkpoint)
+    options, norms = _settled(checkpoint, base, options)
     written = names.outputs(target, options, norms=norms)
     Claims().add(sources, names.taken(target, options, norms=norms))
-    outputs = _outputs(written, options)
+    outputs = new_outputs(
+        written, folder=options.folder, together=options.base_out is None, force=options.force, fsync=options.fsync,
+        parents=options.parents,
+    )  # fmt: skip
     if options.check_finite:
         from .inspection.values import check_finite
 
@@ -240,26 +249,6 @@ def _check_ff(checkpoint: Checkpoint, ff: int | None) -> None:
             "the feed-forward length asked for is not the file's", source=checkpoint.source.name, field="n_ff",
             expected=ff, found=n_ff, hint="leave it out: the tensors tell it",
         )  # fmt: skip
-
-
-def _outputs(written: Sequence[StrPath], options: Options) -> list[Output]:
-    """Return the outputs of these names, checked; nothing of them is made yet."""
-    places = list(map(located, written))
-    urls = list(filter(is_url, places))
-    if urls and (len(places) > 1 or options.folder):
-        raise OSError(errno.EOPNOTSUPP, _LOCAL, public_name(urls[0]))
-    if urls:
-        from .storage.uploads import OutputRemote
-
-        return [OutputRemote(urls[0], force=options.force)]
-    streams = list(map(is_stream, places))
-    if any(streams) and (options.folder or (len(places) > 1 and options.base_out is None)):
-        what = "a folder" if options.folder else "two files: --base-out (base_out=) says where the other one goes"
-        raise OSError(errno.ESPIPE, f"A stream has no room for {what}", places[-1])
-    how = {"force": options.force, "fsync": options.fsync, "parents": options.parents}
-    if options.folder:
-        return [OutputFolder(places[0], options.folder, **how)]
-    return [OutputStream(place) if stream else OutputFile(place, **how) for place, stream in zip(places, streams)]
 
 
 def _told(progress: Progress | None, total: int) -> Callable[[Writer], Writer]:

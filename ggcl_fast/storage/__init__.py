@@ -19,6 +19,7 @@ what the bytes mean.
 `places`     how it takes the target's place
 `files`      files and folders as outputs
 `uploads`    objects as outputs
+`creating`   outputs by their names
 `copying`    bytes from a source to an output, as fast as the system copies
 ===========  =========================================================================================
 """

@@ -22,10 +22,12 @@ from ..formats.gguf_writer import KeyValue, TensorInfo, head, new_writer, packed
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats
 from ..formats.schema import OUTPUT, TOKEN_EMBD
+from ..formats.signatures import HOLDS, TRAINING
 from ..readers.engine import Engine
 from ..storage.outputs import Writer
+from ..storage.sources import read_at
 from ..storage.urls import StrPath, public_name
-from .about import NORMS, of_adapter, of_model, refuse_twice
+from .about import NORMS, fingerprint, of_adapter, of_model, refuse_twice
 from .adding import Rounding, pick_rounding
 from .base_model import BaseModel
 from .deltas import Census, lora_a, lora_b, norm_size
@@ -34,7 +36,7 @@ from .options import Options
 from .plan import File, Plan
 from .rewriting import model_file
 
-__all__ = ["adapter_file", "plan"]
+__all__ = ["adapter_file", "has_norms_of", "plan"]
 
 
 def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:
@@ -79,6 +81,24 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
             "--base writes a copy of the base model that has them"
         )
     return Plan(tuple(files), 2 * len(kept), tuple(notes), census.warnings)
+
+
+def has_norms_of(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> bool:
+    """Tell by keys and norms whether `path` is the copy of `base` that an adapter of `checkpoint` would come with."""
+    try:
+        with BaseModel(path) as copy:
+            found = copy.header.keys.get(TRAINING), copy.header.keys.get(HOLDS), len(copy.header.names)
+            if found != (fingerprint(checkpoint), NORMS, len(base.header.names)):
+                return False
+            for pair in checkpoint.pairs:
+                if pair.is_norm:
+                    tensor = copy.tensor(pair)
+                    data = read_at(copy.source, tensor.offset, tensor.nbytes)
+                    if bytes(data) != base.norm(checkpoint, pair, Census()).tobytes():
+                        return False
+            return True
+    except (CheckpointError, KeyError, OSError, ValueError):
+        return False
 
 
 def _refuse_tied(checkpoint: Checkpoint, base: BaseModel) -> None:

@@ -82,7 +82,7 @@ class Options:
     twice: bool | None = None
     """Whether deltas may be added to a model that has them already; None for where `force` is given."""
     copied: StrPath | None = None
-    """A copy of the base model that is there already, with just the norms that an adapter would come with."""
+    """A copy of the base model that another job has made and an adapter may go with, if it turns out to fit."""
 
     def __post_init__(self) -> None:
         given = {

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import ggcl_fast
-from ggcl_fast import JobResult, convert_many
+from ggcl_fast import JobResult, conversion, convert_many
 from ggcl_fast.batch import copies
 from ggcl_fast.commands.convert import main
 from ggcl_fast.targets.about import copy_fingerprint
+from ggcl_fast.targets.options import Options
 
 from ..reference import DATA
 
@@ -131,6 +132,56 @@ def test_what_is_there_is_left_and_what_is_missing_made_again(way: str, tmp_path
     for name, job in (("base-chk-320.gguf", "chk-320"), ("lora-320.gguf", "lora-320"), ("chk-320.gguf", "chk-320")):
         (out / name).unlink()
         assert {of for of, status in again().items() if status == "converted"} == {job}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_copy_of_other_norms_is_not_taken(way: str, tmp_path: Path) -> None:
+    """What is there under the right name may be of another training: of another day."""
+    sources, out, alone = tmp_path / "sources", tmp_path / "out", tmp_path / "alone"
+    for folder in (sources, out, alone):
+        folder.mkdir()
+    run([trained(sources / "a.ggcl")], out, way)
+    old = (out / "base-a.gguf").read_bytes()
+    for add, norm in ((0.5, True), (0.25, False)):
+        files = [trained(sources / f"{name}.ggcl", add, norm=norm) for name in "abc"]
+        results = run(files, out, way, skip_existing=True)
+        assert {name: result.status for name, result in results.items()} == {
+            "a": "skipped", "b": "converted", "c": "converted"
+        }  # fmt: skip
+        assert (out / "base-a.gguf").read_bytes() == old
+        for name in "bc":
+            ggcl_fast.convert(sources / f"{name}.ggcl", alone / f"{name}.gguf", to="adapter", base=BASE)
+            assert str(out / f"base-{name}.gguf") in note_of(results[name])
+            for file in (f"{name}.gguf", f"base-{name}.gguf"):
+                assert (out / file).read_bytes() == (alone / file).read_bytes()
+                (out / file).unlink()
+                (alone / file).unlink()
+
+
+@pytest.mark.parametrize(
+    "what", ["missing", "cut short", "no GGUF", "the base itself", "merged", "other norms", "right"]
+)
+def test_a_copy_is_known_by_its_keys_and_norms(what: str, tmp_path: Path) -> None:
+    source = trained(tmp_path / "a.ggcl")
+    ggcl_fast.convert(source, tmp_path / "a.gguf", to="adapter", base=BASE, base_out=tmp_path / "copy.gguf")
+    path = tmp_path / "copy.gguf"
+    if what == "missing":
+        path.unlink()
+    elif what in ("cut short", "no GGUF"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] if what == "cut short" else data[1:])
+    elif what == "the base itself":
+        path.write_bytes(BASE.read_bytes())
+    elif what == "merged":
+        ggcl_fast.convert(source, path, to="merged", base=BASE, force=True)
+    elif what == "other norms":
+        other = trained(tmp_path / "b.ggcl", 0.5)
+        ggcl_fast.convert(other, tmp_path / "b.gguf", to="adapter", base=BASE, base_out=path, force=True)
+    report = conversion.run(source, tmp_path / "out.gguf", Options(to="adapter", base=BASE, copied=path))
+    own = str(tmp_path / "base-out.gguf")
+    assert report.extra_outputs == (() if what == "right" else (own,))
+    assert os.path.exists(own) == (what != "right")
+    assert (tmp_path / "out.gguf").read_bytes()[-1000:] == (tmp_path / "a.gguf").read_bytes()[-1000:]
 
 
 @pytest.mark.parametrize("way", WAYS)
