@@ -6,7 +6,6 @@ Nothing here knows what is in a file; `readers` and `targets` do.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
@@ -170,8 +169,14 @@ def convert(
     return run(source, target, options)
 
 
-def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> ConversionReport:
-    """Do what `convert` does, with its keywords as `options`."""
+def run(
+    source: StrPath | Checkpoint, target: StrPath, options: Options, *, copied: StrPath | None = None
+) -> ConversionReport:
+    """Do what `convert` does, with its keywords as `options`.
+
+    `copied` is the copy of the base model that another job has made: where it is just what this one would write beside
+    an adapter, it is not written again.
+    """
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if isinstance(source, Checkpoint):
@@ -180,7 +185,7 @@ def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> Conv
             checkpoint = stack.enter_context(open_checkpoint(source, engine=options.engine))
         options = options.for_format(checkpoint.format)
         base = stack.enter_context(_base_model(options.base)) if options.base is not None else None
-        report = _convert(checkpoint, base, target, options)
+        report = _convert(checkpoint, base, target, options, copied)
     report = report._replace(seconds=time.perf_counter() - begin)
     _log.info("%s: %s made of it, %d bytes, %.3f s", report.source, report.target, report.target_bytes, report.seconds)
     return report
@@ -192,24 +197,27 @@ def _base_model(path: StrPath) -> BaseModel:
     return BaseModel(path)
 
 
-def _settled(checkpoint: Checkpoint, base: BaseModel | None, options: Options) -> tuple[Options, bool]:
-    """Settle whether norms were trained upon `base`, and whether another job's copy of it has them."""
-    if base is None:
-        return options, False
+def _trains_norms(checkpoint: Checkpoint) -> bool:
     from .targets.deltas import trains_norms
 
-    if options.copied is not None and not options.dry_run:
-        from .targets.adapter import has_norms_of
-
-        if not has_norms_of(checkpoint, base, options.copied):
-            options = dataclasses.replace(options, copied=None)
-    return options, trains_norms(checkpoint)
+    return trains_norms(checkpoint)
 
 
-def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
+def _is_copied(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> bool:
+    from .targets.adapter import has_norms_of
+
+    return has_norms_of(checkpoint, base, path)
+
+
+def _convert(
+    checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options, copied: StrPath | None
+) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
-    options, norms = _settled(checkpoint, base, options)
+    norms = base is not None and _trains_norms(checkpoint)
+    if copied is not None and not (norms and base and (options.dry_run or _is_copied(checkpoint, base, copied))):
+        copied = None
+    norms = norms and copied is None
     written = names.outputs(target, options, norms=norms)
     Claims().add(sources, names.taken(target, options, norms=norms))
     outputs = new_outputs(
@@ -221,7 +229,10 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
 
         check_finite(checkpoint, engine=options.engine)
     assert options.to is not None  # `Options.for_format` has seen to it
-    plan = planner(options.to)(checkpoint, options, base, written)
+    if copied is None:
+        plan = planner(options.to)(checkpoint, options, base, written)
+    else:
+        plan = planner(options.to)(checkpoint, options, base, [copied, *written]).without_first()
     told = _told(options.progress, sum(file.nbytes for file in plan.files))
     nbytes = _count(plan, told) if options.dry_run else _write(sources, plan, outputs, told)
     return ConversionReport(

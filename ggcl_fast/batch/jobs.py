@@ -48,11 +48,11 @@ class JobResult(NamedTuple):
     """Where it failed: mostly a `CheckpointError` or an `OSError`."""
 
 
-def _is_there(job: Job, options: Options) -> Literal["all", "some", "nothing"]:
+def _is_there(job: Job, options: Options, copied: StrPath | None) -> Literal["all", "some", "nothing"]:
     """Tell how much of what a job writes is there."""
     from ..targets import names
 
-    written = names.outputs(job.target, options)
+    written = names.outputs(job.target, options, norms=copied is None)
     there = list(map(_exists, written))
     if all(there):
         return "all"
@@ -82,16 +82,16 @@ def _needs_copy(job: Job, options: Options) -> bool:
         return trains_norms(checkpoint)
 
 
-def convert_one(job: Job, options: Options, *, skip_existing: bool) -> JobResult:
-    """Do one job."""
+def convert_one(job: Job, options: Options, *, skip_existing: bool, copied: StrPath | None = None) -> JobResult:
+    """Do one job; `copied` is as in `conversion.run`."""
     from ..conversion import run
 
     try:
         if skip_existing:
-            there = _is_there(job, options)
+            there = _is_there(job, options, copied)
             if there == "all":
                 return JobResult(job, "skipped", None, None)
             options = options.replacing() if there == "some" else options  # what is left of it is done again
-        return JobResult(job, "converted", run(job.source, job.target, options), None)
+        return JobResult(job, "converted", run(job.source, job.target, options, copied=copied), None)
     except Exception as error:
         return JobResult(job, "failed", None, error.with_traceback(None))

@@ -74,14 +74,14 @@ class Work:
     def one(self, job: Job, progress: Progress | None = None) -> JobResult:
         """Do one job, and tell `progress` of bytes of its source."""
         options, skip_existing = self.options, self.skip_existing
-        if self.copies and (copy := self.copies.get(located(job.target))) is not None:
-            options = dataclasses.replace(options, copied=copy)
+        copied = self.copies.get(located(job.target)) if self.copies else None
         if self.since is not None and _is_newer(job.target, self.since):  # no other job of the run writes it
             options, skip_existing = options.replacing(), False
         if progress is None:
-            return convert_one(job, options, skip_existing=skip_existing)
+            return convert_one(job, options, skip_existing=skip_existing, copied=copied)
         share = Share(job.source, progress)
-        result = convert_one(job, dataclasses.replace(options, progress=share), skip_existing=skip_existing)
+        options = dataclasses.replace(options, progress=share)
+        result = convert_one(job, options, skip_existing=skip_existing, copied=copied)
         share.finish(result)
         return result
 

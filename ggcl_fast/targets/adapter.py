@@ -66,15 +66,12 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
             f"llama.cpp aborts with an adapter for weights that have a scale beside them, such as {scaled[0]}; "
             "--to merged keeps everything"
         )
-    copy = options.copied
     if base is not None and len(outputs) > 1:
-        copy = outputs[0]
         if not options.adds_twice:
             refuse_twice(checkpoint, base, adds=NORMS)
         norms = (pair for pair in pairs if pair.is_norm)
         files.insert(0, model_file(checkpoint, base, norms, of_copy, options.engine, census).file)
-    if copy is not None:
-        notes.append(f"the norm deltas are in {public_name(copy)}: load the adapter upon that model")
+        notes.append(f"the norm deltas are in {public_name(outputs[0])}: load the adapter upon that model")
     elif base is None and any(pair.is_norm for pair in pairs):
         notes.append(
             f"left out: {norm_size(checkpoint)}, which llama.cpp ignores in adapters; "

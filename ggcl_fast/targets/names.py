@@ -28,12 +28,11 @@ def inputs(source: StrPath, options: Options) -> list[StrPath]:
 def outputs(target: StrPath, options: Options, *, norms: bool = True) -> list[StrPath]:
     """Return what a job writes, in the order in which it appears; all but a folder are files of a `plan.Plan`.
 
-    Without `norms`, deltas of norms that somebody trained, an adapter has no copy of its base model with it, nor where
-    such a copy is there.
+    Without `norms`, deltas of norms that somebody trained, an adapter has no copy of its base model with it.
     """
     if options.folder:
         return [target]
-    if norms and options.to == "adapter" and options.base is not None and options.copied is None:
+    if norms and options.to == "adapter" and options.base is not None:
         return [_base_copy(target, options), target]
     return [target]
 

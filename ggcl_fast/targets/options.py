@@ -81,8 +81,6 @@ class Options:
     progress: Progress | None = None
     twice: bool | None = None
     """Whether deltas may be added to a model that has them already; None for where `force` is given."""
-    copied: StrPath | None = None
-    """A copy of the base model that another job has made and an adapter may go with, if it turns out to fit."""
 
     def __post_init__(self) -> None:
         given = {

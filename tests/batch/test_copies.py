@@ -177,7 +177,7 @@ def test_a_copy_is_known_by_its_keys_and_norms(what: str, tmp_path: Path) -> Non
     elif what == "other norms":
         other = trained(tmp_path / "b.ggcl", 0.5)
         ggcl_fast.convert(other, tmp_path / "b.gguf", to="adapter", base=BASE, base_out=path, force=True)
-    report = conversion.run(source, tmp_path / "out.gguf", Options(to="adapter", base=BASE, copied=path))
+    report = conversion.run(source, tmp_path / "out.gguf", Options(to="adapter", base=BASE), copied=path)
     own = str(tmp_path / "base-out.gguf")
     assert report.extra_outputs == (() if what == "right" else (own,))
     assert os.path.exists(own) == (what != "right")
