@@ -28,6 +28,7 @@ from .targets.plan import Plan, planner
 
 if TYPE_CHECKING:
     from .targets.base_model import BaseModel
+    from .targets.copies import Found
 
 __all__ = ["ConversionReport", "convert", "run"]
 
@@ -169,23 +170,17 @@ def convert(
     return run(source, target, options)
 
 
-def run(
-    source: StrPath | Checkpoint, target: StrPath, options: Options, *, copied: StrPath | None = None
-) -> ConversionReport:
-    """Do what `convert` does, with its keywords as `options`.
-
-    `copied` is the copy of the base model that another job has made: where it is just what this one would write beside
-    an adapter, it is not written again.
-    """
+def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> ConversionReport:
+    """Do what `convert` does, with its keywords as `options`."""
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if isinstance(source, Checkpoint):
             checkpoint = source
         else:
             checkpoint = stack.enter_context(open_checkpoint(source, engine=options.engine))
-        options = options.for_format(checkpoint.format)
+        options = options.for_format(checkpoint.format, checkpoint.source.name)
         base = stack.enter_context(_base_model(options.base)) if options.base is not None else None
-        report = _convert(checkpoint, base, target, options, copied)
+        report = _convert(checkpoint, base, target, options)
     report = report._replace(seconds=time.perf_counter() - begin)
     _log.info("%s: %s made of it, %d bytes, %.3f s", report.source, report.target, report.target_bytes, report.seconds)
     return report
@@ -203,23 +198,21 @@ def _trains_norms(checkpoint: Checkpoint) -> bool:
     return trains_norms(checkpoint)
 
 
-def _is_copied(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> bool:
-    from .targets.adapter import has_norms_of
+def _find_copy(checkpoint: Checkpoint, base: BaseModel, target: StrPath, options: Options) -> Found | None:
+    if options.to != "adapter":
+        return None
+    from .targets.copies import find_copy
 
-    return has_norms_of(checkpoint, base, path)
+    return find_copy(checkpoint, base, target, options)
 
 
-def _convert(
-    checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options, copied: StrPath | None
-) -> ConversionReport:
+def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
     norms = base is not None and _trains_norms(checkpoint)
-    if copied is not None and not (norms and base and (options.dry_run or _is_copied(checkpoint, base, copied))):
-        copied = None
-    norms = norms and copied is None
-    written = names.outputs(target, options, norms=norms)
-    Claims().add(sources, names.taken(target, options, norms=norms))
+    there = _find_copy(checkpoint, base, target, options) if norms and base is not None else None
+    written = names.outputs(target, options, norms=norms and there is None)
+    Claims().add(sources, names.taken(target, options, norms=norms and there is None))
     outputs = new_outputs(
         written, folder=options.folder, together=options.base_out is None, force=options.force, fsync=options.fsync,
         parents=options.parents,
@@ -229,10 +222,9 @@ def _convert(
 
         check_finite(checkpoint, engine=options.engine)
     assert options.to is not None  # `Options.for_format` has seen to it
-    if copied is None:
-        plan = planner(options.to)(checkpoint, options, base, written)
-    else:
-        plan = planner(options.to)(checkpoint, options, base, [copied, *written]).without_first()
+    plan = planner(options.to)(checkpoint, options, base, written if there is None else [there.path, *written])
+    if there is not None:
+        plan = plan._replace(files=plan.files[1:])
     told = _told(options.progress, sum(file.nbytes for file in plan.files))
     nbytes = _count(plan, told) if options.dry_run else _write(sources, plan, outputs, told)
     return ConversionReport(
@@ -245,7 +237,7 @@ def _convert(
         n_ff=checkpoint.parameters.n_ff,
         seconds=0.0,
         dry_run=options.dry_run,
-        warnings=(*checkpoint.warnings, *plan.late()),
+        warnings=(*checkpoint.warnings, *plan.late(), *(there.warnings if there is not None else ())),
         to=options.to,
         notes=plan.notes,
         extra_outputs=tuple(public_name(name) for name in written if name != target),

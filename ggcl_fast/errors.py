@@ -99,6 +99,10 @@ class CheckpointError(ValueError):
         message = ": ".join(parts)
         return f"{message} ({_shown(self.hint)})" if self.hint else message
 
+    def with_hint(self, hint: str) -> CheckpointError:
+        """Return the same error with another next step."""
+        return _rebuild(type(self), {**{name: getattr(self, name) for name in _FACTS}, "hint": hint})
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), {name: getattr(self, name) for name in _FACTS})
 

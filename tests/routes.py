@@ -441,7 +441,7 @@ def _old_names(data: bytes) -> list[bytes]:
     return [name.encode() for name, _, _ in shape.lora_tensors()]
 
 
-def _hold_about(found: Contents, base: Contents | None, holds: str | None) -> None:
+def _hold_about(found: Contents, base: Contents | None, holds: str | None, left: str = "") -> None:
     """Hold that an output says what it is, and take these keys away."""
     name = ("base + in" if base is not None else "in") + (" (norms)" if holds == "deltas of norms" else "")
     expected = {"general.name": name, "ggcl_fast.version": ggcl_fast.__version__}
@@ -450,6 +450,8 @@ def _hold_about(found: Contents, base: Contents | None, holds: str | None) -> No
         assert found.keys.pop(b"general.base_model.count") == (4, struct.pack("<I", 1))
     if holds is not None:
         expected["ggcl_fast.holds"] = holds
+    if left:
+        expected["ggcl_fast.left_out"] = left
     for key, text in expected.items():
         assert found.keys.pop(key.encode()) == (STRING, string(text))
     kind, value = found.keys.pop(b"ggcl_fast.training")
@@ -494,7 +496,9 @@ def _hold_adapter(data: bytes, base: Contents | None, route: Route, outputs: dic
     assert not (is_tied and route.token_embd and {"token_embd.weight", "output.weight"} & {p.weight for p in pairs})
     ranks = {pair.a.shape[1] for pair in pairs if not is_norm(pair.weight) and pair.weight not in left_out}
     alpha = ranks.pop() if len(ranks) == 1 else 0
-    _hold_about(found, base, None)
+    left = ["norms"] * any(is_norm(pair.weight) for pair in pairs)
+    left += [pair.weight for pair in pairs if pair.weight in left_out]
+    _hold_about(found, base, None, " and ".join(left))
     assert found.keys == {
         b"general.architecture": _architecture(data), b"general.type": (STRING, string("adapter")),
         b"adapter.type": (STRING, string("lora")), b"adapter.lora.alpha": (6, struct.pack("<f", alpha)),

@@ -29,7 +29,7 @@ def refusal(data: bytes, base: bytes, route: Route) -> str:
     if route.to == "adapter" and route.with_base and route.token_embd and is_tied and not is_hf:
         return "llama.cpp cannot adapt tied embeddings"
     if route.to == "peft" and not route.with_base and not is_hf and trained(data).n_head == 0:
-        return "found nothing that tells it (--base or --heads (heads=) tells the number of heads)"
+        return "found nothing that tells it (--base or --heads N[,N_KV] (heads=) tells the number of heads)"
     return ""
 
 

@@ -1,7 +1,4 @@
-"""Copies of the base model that several jobs of a run would write alike: one of them does, the others come after it.
-
-finetune kept its latest checkpoint under two names, and an adapter beside each: four files of one training.
-"""
+"""Jobs whose adapters are for the same copy of the base model: one of them writes it, the others come after it."""
 
 from __future__ import annotations
 
@@ -9,92 +6,86 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
-from typing import Final, NamedTuple
 
 from ..storage.streams import is_stream
-from ..storage.urls import StrPath, located
+from ..storage.urls import is_url, located
 from ..targets.options import Options
 from .jobs import Job, JobResult
 
-__all__ = ["Copies"]
-
-_MOST: Final = 1024  # jobs that wait
+__all__ = ["Queue"]
 
 
-class _Copy(NamedTuple):
-    """The copy that a job would write."""
+class Queue:
+    """The jobs of a run that would write a copy, each behind those that would write the same.
 
-    content: str
-    """What tells it from others."""
-    path: StrPath
-
-
-class Copies:
-    """The copies of a run, and the jobs that wait for one.
-
-    Where the job that writes a copy fails, the next of those that wait for it writes its own.
+    Who comes after finds the copy where `targets.copies` looks for it; where it is not there, because its writer has
+    failed, the next one writes it.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, skip_existing: bool) -> None:
         self._options = options
-        self._makers: dict[str, _Copy] = {}  # by target
-        self._waiting: dict[str, list[tuple[Job, _Copy]]] = {}  # by content of a copy that is being made
-        self._made: dict[str, StrPath] = {}  # by content
-        self._free: deque[tuple[Job, _Copy]] = deque()
-        self.of: dict[str, StrPath] = {}
-        """Copies that are there, by the targets of jobs in work that make use of them."""
+        self._skip_existing = skip_existing
+        self._first: dict[str, tuple[str, str]] = {}  # copies that are being written, by their writers' targets
+        self._behind: dict[tuple[str, str], deque[Job]] = {}  # by copy
+        self.free: deque[Job] = deque()
+        """Jobs that have waited and can be done now."""
+        self.n_waiting = 0
+        """Jobs that wait, these included."""
 
-    @property
-    def is_full(self) -> bool:
-        """Whether so many jobs wait that no other is to be taken."""
-        return sum(map(len, self._waiting.values())) >= _MOST
-
-    def let(self, job: Job) -> bool:
-        """Tell whether `job` can be done now; if not, it waits, and `free` gives it out."""
+    def admit(self, job: Job) -> bool:
+        """Tell whether `job` can be done now; if not, it waits, and `released` gives it out."""
         copy = self._copy(job)
-        return copy is None or self._let(job, copy)
+        if copy is None:
+            return True
+        if copy in self._behind:
+            self._behind[copy].append(job)
+            self.n_waiting += 1
+            return False
+        self._behind[copy] = deque()
+        self._first[located(job.target)] = copy
+        return True
 
-    def free(self) -> Iterator[Job]:
-        """Yield jobs that have waited and can be done now."""
-        while self._free:
-            job, copy = self._free.popleft()
-            if self._let(job, copy):
-                yield job
+    def released(self) -> Iterator[Job]:
+        """Yield the jobs that are free, which are then nobody's to wait for."""
+        while self.free:
+            self.n_waiting -= 1
+            yield self.free.popleft()
 
     def land(self, result: JobResult) -> None:
         """Take what became of a job that could be done."""
-        target = located(result.job.target)
-        self.of.pop(target, None)
-        copy = self._makers.pop(target, None)
-        if copy is not None:
-            if result.status != "failed":
-                self._made[copy.content] = copy.path
-            self._free.extend(self._waiting.pop(copy.content))
-
-    def _let(self, job: Job, copy: _Copy) -> bool:
-        if copy.content in self._waiting:
-            self._waiting[copy.content].append((job, copy))
-            return False
-        if copy.content in self._made:
-            self.of[located(job.target)] = self._made[copy.content]
+        copy = self._first.pop(located(result.job.target), None)
+        if copy is None:
+            return
+        behind = self._behind.pop(copy)
+        if result.status == "failed" and behind:  # one after the other, until one has written it
+            self._behind[copy] = behind
+            job = behind.popleft()
+            self._first[located(job.target)] = copy
+            self.free.append(job)
         else:
-            self._waiting[copy.content] = []
-            self._makers[located(job.target)] = copy
-        return True
+            self.free += behind
 
-    def _copy(self, job: Job) -> _Copy | None:
-        """Return the copy that `job` would write, None where it writes none, or its source can be read but once."""
-        if self._options.base is None or self._options.to not in ("adapter", None):
+    def _copy(self, job: Job) -> tuple[str, str] | None:
+        """Return what tells the copy that `job` would write: its folder and its norms.
+
+        None where it writes none, or its source is no local file, which can be read twice at no cost.
+        """
+        if self._options.base is None or self._options.base_out is not None:
+            return None
+        if self._options.to not in ("adapter", None) or is_url(located(job.target)):
             return None
         from ..readers import open_checkpoint
         from ..targets import names
-        from ..targets.about import copy_fingerprint
+        from ..targets.copies import copy_fingerprint
 
         with contextlib.suppress(Exception):  # told when its turn comes
+            written = names.outputs(job.target, self._options)
+            if self._skip_existing and all(os.path.exists(located(name)) for name in written):
+                return None
             if os.path.isfile(located(job.source)) and not is_stream(located(job.source)):
-                with open_checkpoint(job.source, engine=self._options.engine) as checkpoint:
-                    options = self._options.for_format(checkpoint.format)
-                    outputs = names.outputs(job.target, options)
-                    if len(outputs) > 1 and (content := copy_fingerprint(checkpoint)) is not None:
-                        return _Copy(content, outputs[0])
+                with open_checkpoint(job.source) as checkpoint:
+                    if self._options.for_format(checkpoint.format, checkpoint.source.name).to == "adapter":
+                        norms = copy_fingerprint(checkpoint)
+                        folder = os.path.realpath(os.path.dirname(located(job.target)))
+                        return (folder, norms) if norms is not None else None
         return None

@@ -15,7 +15,7 @@ from ..storage.system import n_cpus
 from ..storage.urls import StrPath
 from ..targets import names
 from ..targets.options import Choices, Options
-from .copies import Copies
+from .copies import Queue
 from .flight import Flight
 from .jobs import Job, JobResult
 from .pool import Work
@@ -45,9 +45,9 @@ def convert_many(
     """Convert many checkpoints, and yield a result for each as it comes, in no particular order.
 
     Jobs are taken from their iterable as room appears in a window of work in flight, and each result is given out as
-    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.  Of adapters of one
-    training upon one base the first comes with the copy that has its norms; the others wait for it, and a note of each
-    report tells which copy it is.
+    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.  Of local files
+    whose adapters are for the same copy of the base model in the same folder, one writes it and the others wait for it;
+    a note in each report tells which copy it is.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ def convert_many(
     given = Options(**options)
     common = dataclasses.replace(given, progress=None)
     tally = Tally(given.progress) if given.progress is not None else None
-    source = _Jobs((Job(*job) for job in jobs), common, stop)
-    work = Work(common, skip_existing, source.copies.of)
+    work = Work(common, skip_existing=skip_existing)
+    source = _Jobs((Job(*job) for job in jobs), common, stop, skip_existing=skip_existing)
     if isinstance(jobs, Sequence):
         source.expect([Job(*job) for job in jobs])
     if executor is None and workers == 1:
@@ -122,12 +122,15 @@ def convert_many(
 class _Jobs:
     """The jobs as they are taken, each held against those before it, and held back while one writes for both."""
 
-    def __init__(self, jobs: Iterator[Job], options: Options, stop: threading.Event | None) -> None:
+    def __init__(
+        self, jobs: Iterator[Job], options: Options, stop: threading.Event | None, *, skip_existing: bool
+    ) -> None:
         self._jobs = jobs
         self._options = options
         self._claims = Claims()
         self._refused: list[JobResult] = []
-        self.copies = Copies(options)
+        self._queue = Queue(options, skip_existing=skip_existing)
+        self._ended = False
         self.stop = stop
 
     def expect(self, jobs: Sequence[Job]) -> None:
@@ -141,25 +144,39 @@ class _Jobs:
         """Whether no other job is to begin."""
         return self.stop is not None and self.stop.is_set()
 
-    def take(self, n: int) -> list[Job]:
-        """Take up to `n` jobs, none where they have come to an end or were stopped."""
-        return [] if self.stopped else list(islice(self._good(), n))
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that were taken and wait for another; none while some can be done at once."""
+        return self._queue.n_waiting if not self._queue.free else 0
 
-    def _good(self) -> Iterator[Job]:
-        yield from self.copies.free()
-        while not self.copies.is_full and (job := next(self._jobs, None)) is not None:
+    @property
+    def has_more(self) -> bool:
+        """Whether there may be more to take."""
+        return not self.stopped and bool(self._queue.free or not self._ended)
+
+    def take(self, n: int) -> list[Job]:
+        """Take up to `n` jobs; return those that can be done now, which may be none."""
+        some = list(islice(self._queue.released(), n)) if not self.stopped else []
+        n_taken = len(some)
+        while n_taken < n and self.has_more and not self._queue.free:
+            job = next(self._jobs, None)
+            if job is None:
+                self._ended = True
+                break
             try:
                 self._claims.add(names.inputs(job.source, self._options), names.taken(job.target, self._options))
             except Exception as error:  # a job that cannot be is a result like others
                 self._refused.append(JobResult(job, "failed", None, error.with_traceback(None)))
             else:
-                if self.copies.let(job):
-                    yield job
+                n_taken += 1
+                if self._queue.admit(job):
+                    some.append(job)
+        return some
 
     def landed(self, results: Iterable[JobResult]) -> Iterator[JobResult]:
         """Yield what became of jobs that were given out; others may have waited for it."""
         for result in results:
-            self.copies.land(result)
+            self._queue.land(result)
             yield result
 
     def refused(self) -> Iterator[JobResult]:
@@ -170,24 +187,26 @@ class _Jobs:
 
 def _here(jobs: _Jobs, work: Work, tally: Tally | None) -> Iterator[JobResult]:
     """Do one job after the other."""
-    while some := jobs.take(1):
+    while jobs.has_more:
+        for job in jobs.take(1):
+            yield from jobs.refused()
+            result = work.one(job, tally.share_from_within if tally is not None else None)
+            if tally is not None and tally.error is not None:
+                raise tally.error
+            yield from jobs.landed([result])
         yield from jobs.refused()
-        result = work.one(some[0], tally.share_from_within if tally is not None else None)
-        if tally is not None and tally.error is not None:
-            raise tally.error
-        yield from jobs.landed([result])
-    yield from jobs.refused()
 
 
 def _elsewhere(jobs: _Jobs, flight: Flight, n_chunks: int, chunk: int) -> Iterator[JobResult]:
-    """Send jobs to an executor, up to `n_chunks` at a time."""
+    """Send jobs to an executor, up to `n_chunks` at a time, those counted that wait for others."""
     stopping = False
     try:
         while True:
             if not jobs.stopped:
                 yield from jobs.landed(flight.send_again())
-            while flight.has_room(n_chunks) and (some := jobs.take(chunk)):
-                yield from jobs.landed(flight.send(some))
+            while jobs.has_more and flight.has_room(n_chunks - -(-jobs.n_waiting // chunk)):
+                if some := jobs.take(chunk):
+                    yield from jobs.landed(flight.send(some))
             yield from jobs.refused()
             if jobs.stopped and not stopping:
                 stopping = True

@@ -162,9 +162,6 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Options]
     args.target = STDOUT if target == "-" else target
     if args.json and args.target == STDOUT:
         parser.error("standard output has room for the file or for --json, not for both")
-    of_targets = args.base, args.base_out, args.heads, args.arch, args.name, args.base_model_id, not args.token_embd
-    if args.to is None and (any(of_targets) or args.outtype != OUTTYPES[0] or args.rows != ROWS[0]):
-        parser.error("what is said of a base model, --outtype and --name need --to adapter, merged or peft")
     try:
         return args, Options(**{name: value for name, value in vars(args).items() if name in _OPTIONS})
     except ValueError as error:

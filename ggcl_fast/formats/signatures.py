@@ -10,7 +10,10 @@ from typing import Final, NamedTuple
 
 from .layout import GGCL_MAGIC, GGLA_MAGIC, GGUF_MAGIC
 
-__all__ = ["GGCL", "GGLA", "GGUF", "HOLDS", "LONGEST_SIGNATURE", "MADE_BY", "TRAINING", "Format", "found", "recognise"]
+__all__ = [
+    "GGCL", "GGLA", "GGUF", "HOLDS", "LEFT_OUT", "LONGEST_SIGNATURE", "MADE_BY", "TRAINING", "Format", "found",
+    "recognise",
+]  # fmt: skip
 
 
 class Format(NamedTuple):
@@ -42,6 +45,7 @@ _FORMATS: Final = (
     Format(
         b"ggcl", "a byte-swapped checkpoint (ggcl)", "from a big-endian machine; only little-endian ones can be read"
     ),
+    Format(b"ggla", "a byte-swapped adapter (ggla)", "from a big-endian machine; only little-endian ones can be read"),
     Format(
         b"pcgg",
         "a train-text-from-scratch checkpoint (ggcp)",
@@ -69,21 +73,24 @@ _FORMATS: Final = (
     Format(b"Repository not found", "an error text of a server", _SERVER),
     Format(b"Invalid ", "an error text of a server", _SERVER),
     Format(b'{"error"', "an error text of a server", _SERVER),
+    Format(b"{", "a JSON text", "what a program says of a file, or a server instead of it: the values are elsewhere"),
 )
 _SAFETENSORS: Final = Format(
     b"", "a safetensors file", "load it with the safetensors library; llama.cpp's convert_hf_to_gguf.py and "
     "convert_lora_to_gguf.py make GGUF files of such models and adapters",
 )  # fmt: skip
 _HTML: Final = Format(b"", "an HTML page", _PAGE)
-_PAGES: Final = (b"<!doctype html", b"<html", b"<?xml")
+_PAGES: Final = (b"<!doctype html", b"<html", b"<head", b"<body", b"<!--", b"<?xml")
 _ZEROS: Final = Format(b"", "zeros where it begins", "a download that was never finished: download it again")
 
 MADE_BY: Final = "ggcl_fast.version"
 """Key of a GGUF file that this project wrote, checkpoints apart, which are what the old script wrote."""
 HOLDS: Final = "ggcl_fast.holds"
 """Key of a model among them: how much of a training is in it."""
+LEFT_OUT: Final = "ggcl_fast.left_out"
+"""Key of an adapter among them: what of the training is not in it, where something is not."""
 TRAINING: Final = "ggcl_fast.training"
-"""Key of all of them: by what training they came to be."""
+"""Key of all of them: by what training they came to be; of models by which ones, with spaces between them."""
 LONGEST_SIGNATURE: Final = 262
 """Bytes of a file that `recognise` asks for."""
 

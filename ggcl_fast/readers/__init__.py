@@ -26,13 +26,13 @@ from collections.abc import Callable
 from typing import Final
 
 from ..checkpoint import Checkpoint
-from ..errors import NotACheckpointError
+from ..errors import CheckpointError, NotACheckpointError
 from ..formats import signatures
 from ..storage.opening import open_source
 from ..storage.sources import Buffer, Source, SourceBuffer, read_at
 from ..storage.urls import StrPath
 from .engine import Engine, check_engine
-from .tail import with_tail_noted
+from .tail import with_tail_noted, with_tail_told
 
 __all__ = ["open_checkpoint", "read"]
 
@@ -88,7 +88,11 @@ def read(source: Source, engine: Engine = "auto") -> Checkpoint:
         found, hint = signatures.found(start)
         problem = f"this is neither a finetune checkpoint nor an adapter: it is {found}"
         raise NotACheckpointError(problem, source=source.name, found=found, hint=hint)
-    return with_tail_noted(_reader(_READERS[format])(source, engine), source)
+    try:
+        checkpoint = _reader(_READERS[format])(source, engine)
+    except CheckpointError as error:
+        raise with_tail_told(error, source) from None
+    return with_tail_noted(checkpoint, source)
 
 
 @functools.cache

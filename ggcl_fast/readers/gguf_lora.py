@@ -19,7 +19,7 @@ from ..checkpoint import ALONE, Checkpoint, Training, layer_of
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
 from ..formats.finetune_keys import ADAPTER, KIND, Key
-from ..formats.gguf_header import GGUFHeader
+from ..formats.gguf_header import GGUFHeader, Value
 from ..formats.gguf_keys import GGUFKeys
 from ..formats.gguf_tensors import GGUFTensor
 from ..formats.schema import TOKEN_EMBD
@@ -32,7 +32,11 @@ __all__ = ["is_lora", "read"]
 _TYPE: Final = Key(gguf.Keys.Adapter.TYPE, gguf.GGUFValueType.STRING)
 _ALPHA: Final = Key(gguf.Keys.Adapter.LORA_ALPHA, gguf.GGUFValueType.FLOAT32)
 _ADAPTER: Final = "lora"
-_OWN: Final = MADE_BY.partition(".")[0]
+_TELLS: Final = (
+    MADE_BY.partition(".")[0], gguf.Keys.General.NAME, "general.base_model.", "adapter.alora.",
+    "adapter.lora.task_name", "adapter.lora.prompt_prefix",
+)  # fmt: skip
+"""How the keys begin by which it tells of itself, and that no field of a checkpoint has."""
 _PART: Final = re.compile(r"(?P<weight>.+\.weight)\.lora_(?P<end>[ab])", re.ASCII | re.DOTALL)
 _NORM: Final = re.compile(r".*norm\.weight", re.ASCII | re.DOTALL)
 _OTHER: Final = {"a": "b", "b": "a"}
@@ -88,12 +92,21 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
         (f"{n_others} weights of norms, which llama.cpp passes over in adapters, are left out",) if n_others else (),
         format="lora",
         alpha=alpha,
-        extra={key: value for key, value in header.keys.items() if key.startswith(_OWN)},
+        extra=_extra(header),
         arch=arch,
         partial=True,
     )  # fmt: skip
     checkpoint.pairs  # noqa: B018 - whole only if each pair is
     return checkpoint
+
+
+def _extra(header: GGUFHeader) -> dict[str, Value]:
+    """Return the keys by which the adapter tells of itself; of arrays, what they are."""
+    return {
+        name: header.keys.get(name, f"{field.type.name.lower()} of {field.length}")
+        for name, field in header.fields.items()
+        if name.startswith(_TELLS)
+    }
 
 
 def _encoded(source: Source, row: int, tensor: GGUFTensor, *, is_transposed: bool) -> EncodedTensor:

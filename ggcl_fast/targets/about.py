@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import gguf
@@ -19,11 +19,11 @@ from .. import __version__
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, printable
 from ..formats.gguf_writer import KeyValue, packed
-from ..formats.signatures import HOLDS, MADE_BY, TRAINING
+from ..formats.signatures import HOLDS, LEFT_OUT, MADE_BY, TRAINING
 from ..storage.sources import read_at
 from ..storage.urls import last_part
-from .deltas import lora_a, lora_b, trains_norms
-from .options import Options
+from .names import SHARD
+from .options import Options, is_model_id
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL",
     "NORMS",
-    "copy_fingerprint",
+    "base_model_id",
     "edited_keys",
     "file_type",
     "fingerprint",
@@ -39,14 +39,19 @@ __all__ = [
     "of_adapter",
     "of_model",
     "refuse_twice",
+    "trainings",
 ]
 
 ALL: Final = "every delta"
 """Of a merged model."""
 NORMS: Final = "deltas of norms"
 """Of the copy of a base model that an adapter comes with."""
-_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$", re.ASCII)
 _SAMPLE: Final = 1024  # bytes of a tensor
+_LEFT_NORMS: Final = "norms"
+
+_HUB: Final = "https://huggingface.co/"
+_CARRIED: Final = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")
+"""Keys of an adapter that say how to use it."""
 
 _K = gguf.Keys.General
 _T = gguf.GGUFValueType
@@ -74,20 +79,6 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def copy_fingerprint(checkpoint: Checkpoint) -> str | None:
-    """Return what tells the copy of a base model with its norms from those of others; None where none was trained.
-
-    Two checkpoints with the same have the same norms from the same training.
-    """
-    if not trains_norms(checkpoint):
-        return None
-    digest = hashlib.blake2b(fingerprint(checkpoint).encode(), digest_size=16)
-    for pair in sorted(pair for pair in checkpoint.pairs if pair.is_norm):
-        a, b = lora_a(checkpoint, pair), lora_b(checkpoint, pair)
-        digest.update(repr((pair.weight, a.shape, b.shape)).encode() + a.tobytes() + b.tobytes())
-    return digest.hexdigest()
-
-
 def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
     """Hold that `base` does not have already what is to be added, `ALL` or `NORMS` of `checkpoint`.
 
@@ -98,8 +89,7 @@ def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
     """
     holds = base.header.keys.get(HOLDS)
     has_norms = any(pair.is_norm for pair in checkpoint.pairs)
-    twice = holds == ALL or (holds == NORMS and has_norms)
-    if twice and base.header.keys.get(TRAINING) == fingerprint(checkpoint):
+    if (holds != NORMS or has_norms) and fingerprint(checkpoint) in _trainings(base):
         raise CheckpointError(
             f"this model has {holds} of the same training already: they would count twice", source=base.source.name,
             field=TRAINING, found=checkpoint.source.name, expected="another training",
@@ -107,26 +97,53 @@ def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
         )  # fmt: skip
 
 
-def of_adapter(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> list[KeyValue]:
-    """Return the keys of a GGUF adapter that say what it is and where it comes from."""
+def _trainings(base: BaseModel) -> list[str]:
+    """Return the fingerprints of what `base` was made with."""
+    known = base.header.keys.get(TRAINING)
+    return known.split() if isinstance(known, str) else []
+
+
+def of_adapter(
+    checkpoint: Checkpoint, options: Options, base: BaseModel | None, weights_left_out: Sequence[str]
+) -> list[KeyValue]:
+    """Return the keys of a GGUF adapter that say what it is and where it comes from.
+
+    Norms are never in it, nor is the delta of the weights that are named; what a source has said of it holds on.
+    """
+    told = checkpoint.extra.get(LEFT_OUT)
+    left_out = [told] if isinstance(told, str) else []
+    left_out += [_LEFT_NORMS] * any(pair.is_norm for pair in checkpoint.pairs) + [*weights_left_out]
+    carried = {key: _text(str(value)) for key, value in checkpoint.extra.items() if key in _CARRIED}
     return [
         KeyValue(_K.NAME, _name(checkpoint, options, base), _T.STRING),
-        *_of_base(options, base),
-        *_of_training(checkpoint, None),
+        *_strings(carried),
+        *(_of_base(options, base) or _as_told(checkpoint)),
+        *_strings({**_made(), TRAINING: fingerprint(checkpoint)}),
+        *_strings({LEFT_OUT: _text(" and ".join(left_out))} if left_out else {}),
     ]
 
 
 def of_model(checkpoint: Checkpoint, options: Options, base: BaseModel, holds: str) -> list[KeyValue]:
     """Return the keys that tell a model from the base that it was made from; `holds` is `ALL` or `NORMS`."""
     name = _name(checkpoint, options, base) + (" (norms)" if holds == NORMS else "")
-    return [KeyValue(_K.NAME, name, _T.STRING), *_of_base(options, base), *_of_training(checkpoint, holds)]
+    left_out = checkpoint.extra.get(LEFT_OUT)
+    is_there = left_out == _LEFT_NORMS and base.header.keys.get(HOLDS) == NORMS
+    if holds == ALL and isinstance(left_out, str) and not (is_there and fingerprint(checkpoint) in _trainings(base)):
+        holds = _text(f"deltas, but none of {left_out},")
+    facts = {**_made(), TRAINING: trainings(checkpoint, base), HOLDS: holds}
+    return [KeyValue(_K.NAME, name, _T.STRING), *_of_base(options, base), *_strings(facts)]
+
+
+def trainings(checkpoint: Checkpoint, base: BaseModel) -> str:
+    """Return what a model that is made of `base` and `checkpoint` says of its trainings."""
+    return " ".join(dict.fromkeys([*_trainings(base), fingerprint(checkpoint)]))
 
 
 def model_card(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> str:
     """Return the README.md of a PEFT folder: its name, the base model, and how it came to be."""
     lines = ["---", "library_name: peft"]
-    if options.base_model_id is not None:
-        lines.append(f"base_model: {json.dumps(options.base_model_id)}")  # JSON's strings are YAML's
+    if (model := base_model_id(checkpoint, options)) is not None:
+        lines.append(f"base_model: {json.dumps(model)}")  # JSON's strings are YAML's
     name = printable(_name(checkpoint, options, base), longest=1000)
     training = checkpoint.training
     trained = f" after {training.iterations:,} iterations" if training.iterations else ""
@@ -147,8 +164,11 @@ def _plain(text: str) -> str:
 
 
 def _name(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> str:
-    source = _stem(checkpoint.source.name)
-    return _text(options.name or (f"{_base_name(base)} + {source}" if base is not None else source))
+    own = checkpoint.extra.get(_K.NAME)
+    source = own if isinstance(own, str) and own else _stem(checkpoint.source.name)
+    if base is not None and not source.startswith(before := f"{_base_name(base)} + "):
+        source = before + source
+    return _text(options.name or source)
 
 
 def _text(name: str) -> str:
@@ -158,7 +178,7 @@ def _text(name: str) -> str:
 
 def _base_name(base: BaseModel) -> str:
     name = base.header.keys.get(_K.NAME)
-    return name if isinstance(name, str) and name else _text(_SHARD.sub("", _stem(base.source.name)))
+    return name if isinstance(name, str) and name else _text(SHARD.sub("", _stem(base.source.name)))
 
 
 def _stem(name: str) -> str:
@@ -173,18 +193,39 @@ def _of_base(options: Options, base: BaseModel | None) -> list[KeyValue]:
         owner, _, model = options.base_model_id.rpartition("/")
         if base is None:
             facts.append((_K.BASE_MODEL_NAME, model))
-        if owner:
+        if owner and is_model_id(options.base_model_id):
             facts.append((_K.BASE_MODEL_ORGANIZATION, owner))
-        facts.append((_K.BASE_MODEL_REPO_URL, f"https://huggingface.co/{options.base_model_id}"))
+        if is_model_id(options.base_model_id):
+            facts.append((_K.BASE_MODEL_REPO_URL, _HUB + options.base_model_id))
     if not facts:
         return []
     count = KeyValue(_K.BASE_MODEL_COUNT, 1, _T.UINT32)
     return [count, *(KeyValue(key.format(id=0), value, _T.STRING) for key, value in facts)]
 
 
-def _of_training(checkpoint: Checkpoint, holds: str | None) -> list[KeyValue]:
-    facts = {MADE_BY: __version__, TRAINING: fingerprint(checkpoint), HOLDS: holds}
-    return [KeyValue(key, value, _T.STRING) for key, value in facts.items() if value is not None]
+def _as_told(checkpoint: Checkpoint) -> list[KeyValue]:
+    """Return what an adapter says of its base model, as it stands."""
+    told = {key: value for key, value in checkpoint.extra.items() if key.startswith("general.base_model.")}
+    count = told.get(_K.BASE_MODEL_COUNT)
+    counted = [KeyValue(_K.BASE_MODEL_COUNT, count, _T.UINT32)] if isinstance(count, int) and 0 < count < 2**32 else []
+    return [*counted, *_strings({key: _text(value) for key, value in told.items() if isinstance(value, str)})]
+
+
+def base_model_id(checkpoint: Checkpoint, options: Options) -> str | None:
+    """Return the base model's id at Hugging Face: the one that is asked for, or that an adapter tells."""
+    url = checkpoint.extra.get(_K.BASE_MODEL_REPO_URL.format(id=0))
+    if options.base_model_id is not None or not isinstance(url, str):
+        return options.base_model_id
+    model = url.removeprefix(_HUB)
+    return model if url.startswith(_HUB) and is_model_id(model) else None
+
+
+def _made() -> dict[str, str]:
+    return {MADE_BY: __version__}
+
+
+def _strings(facts: Mapping[str, str]) -> list[KeyValue]:
+    return [KeyValue(key, value, _T.STRING) for key, value in facts.items()]
 
 
 def edited_keys(base: BaseModel, entries: list[KeyValue]) -> tuple[int, bytes]:
@@ -227,6 +268,11 @@ def file_type(before: Counts, after: Counts) -> list[KeyValue]:
 
 
 _FILE_TYPES: Final = {
-    gguf.GGMLQuantizationType[name]: gguf.LlamaFileType[f"{'ALL' if name == 'F32' else 'MOSTLY'}_{name}"]
-    for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+    gguf.GGMLQuantizationType[name]: file_type
+    for name, file_type in (
+        *((one.name.partition("_")[2], one) for one in gguf.LlamaFileType if "_" in one.name),
+        *((f"Q{bits}_K", gguf.LlamaFileType[f"MOSTLY_Q{bits}_K_M"]) for bits in (3, 4, 5)),
+    )
+    if name in gguf.GGMLQuantizationType.__members__
 }
+"""By the type of most weights; of mixtures that bear a type's name the middle one."""

@@ -22,21 +22,19 @@ from ..formats.gguf_writer import KeyValue, TensorInfo, head, new_writer, packed
 from ..formats.layout import ALIGNMENT
 from ..formats.numbers import TYPES, Floats
 from ..formats.schema import OUTPUT, TOKEN_EMBD
-from ..formats.signatures import HOLDS, TRAINING
 from ..readers.engine import Engine
 from ..storage.outputs import Writer
-from ..storage.sources import read_at
 from ..storage.urls import StrPath, public_name
-from .about import NORMS, fingerprint, of_adapter, of_model, refuse_twice
+from .about import ALL, NORMS, of_adapter, of_model, refuse_twice
 from .adding import Rounding, pick_rounding
 from .base_model import BaseModel
-from .deltas import Census, lora_a, lora_b, norm_size
+from .deltas import Census, lora_a, lora_b, norm_size, trains_norms
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan
 from .rewriting import model_file
 
-__all__ = ["adapter_file", "has_norms_of", "plan"]
+__all__ = ["adapter_file", "plan"]
 
 
 def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outputs: Sequence[StrPath]) -> Plan:
@@ -48,10 +46,12 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
         The checkpoint was trained on another model than the base, or the base has tied embeddings, which llama.cpp
         cannot adapt.
     """
-    about = of_adapter(checkpoint, options, base)
+    if base is not None and not options.adds_twice:
+        refuse_twice(checkpoint, base, adds=NORMS if len(outputs) > 1 else ALL)
     of_copy = of_model(checkpoint, options, base, NORMS) if base is not None else []
     is_tied = base is not None and base.is_tied
     left_out = () if options.token_embd else (TOKEN_EMBD, OUTPUT) if is_tied else (TOKEN_EMBD,)
+    as_read = checkpoint
     checkpoint, arch, fitted = fit(checkpoint, options, base, left_out=left_out)
     if base is not None and is_tied and options.token_embd:
         _refuse_tied(checkpoint, base)
@@ -59,43 +59,26 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     if skipped := [pair.weight for pair in pairs if pair.weight in left_out]:
         notes.append(f"left out: the deltas of {' and '.join(skipped)}")
     kept = [pair for pair in pairs if not pair.is_norm and pair.weight not in left_out]
+    about = of_adapter(as_read, options, base, skipped)
     census = Census()
     files = [adapter_file(checkpoint, kept, arch, about, TYPES[options.outtype], options.engine, census)]
-    if base is not None and (scaled := [pair.weight for pair in kept if base.scale_of(pair) != 1]):
+    if base is not None and (scaled := [pair.weight for pair in kept if base.has_scale(pair)]):
         notes.append(
             f"llama.cpp aborts with an adapter for weights that have a scale beside them, such as {scaled[0]}; "
             "--to merged keeps everything"
         )
     if base is not None and len(outputs) > 1:
-        if not options.adds_twice:
-            refuse_twice(checkpoint, base, adds=NORMS)
         norms = (pair for pair in pairs if pair.is_norm)
         files.insert(0, model_file(checkpoint, base, norms, of_copy, options.engine, census).file)
         notes.append(f"the norm deltas are in {public_name(outputs[0])}: load the adapter upon that model")
-    elif base is None and any(pair.is_norm for pair in pairs):
+    elif options.base_out is not None:
+        notes.append(f"{public_name(options.base_out)} is not written: no norm was trained")
+    elif base is None and trains_norms(checkpoint):
         notes.append(
             f"left out: {norm_size(checkpoint)}, which llama.cpp ignores in adapters; "
             "--base writes a copy of the base model that has them"
         )
     return Plan(tuple(files), 2 * len(kept), tuple(notes), census.warnings)
-
-
-def has_norms_of(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> bool:
-    """Tell by keys and norms whether `path` is the copy of `base` that an adapter of `checkpoint` would come with."""
-    try:
-        with BaseModel(path) as copy:
-            found = copy.header.keys.get(TRAINING), copy.header.keys.get(HOLDS), len(copy.header.names)
-            if found != (fingerprint(checkpoint), NORMS, len(base.header.names)):
-                return False
-            for pair in checkpoint.pairs:
-                if pair.is_norm:
-                    tensor = copy.tensor(pair)
-                    data = read_at(copy.source, tensor.offset, tensor.nbytes)
-                    if bytes(data) != base.norm(checkpoint, pair, Census()).tobytes():
-                        return False
-            return True
-    except (CheckpointError, KeyError, OSError, ValueError):
-        return False
 
 
 def _refuse_tied(checkpoint: Checkpoint, base: BaseModel) -> None:

@@ -79,7 +79,9 @@ class BaseModel:
         try:
             return open_model(path)
         except IsADirectoryError as error:
-            if os.path.exists(os.path.join(located(path), "config.json")):
+            if os.path.exists(os.path.join(located(path), "adapter_config.json")):
+                error.strerror = f"{error.strerror}, of PEFT's: an adapter, and no model"
+            elif os.path.exists(os.path.join(located(path), "config.json")):
                 error.strerror = (
                     f"{error.strerror}, of Hugging Face's: llama.cpp's convert_hf_to_gguf.py makes a GGUF file of it"
                 )
@@ -203,6 +205,10 @@ class BaseModel:
                 hint="the file is cut short, or " * cut + "it was trained on another model",
             )  # fmt: skip
 
+    def has_scale(self, pair: Pair) -> bool:
+        """Tell whether llama.cpp multiplies by a scale tensor after the weight that `pair` changes."""
+        return _scale_name(pair) in self._rows
+
     def scale_of(self, pair: Pair) -> float:
         """Return what llama.cpp multiplies by after the weight that `pair` changes: a scale tensor, 1 without one.
 
@@ -211,9 +217,9 @@ class BaseModel:
         CheckpointError
             The scale is no number other than zero.
         """
-        name = pair.weight.removesuffix("weight") + "scale"
-        if name not in self._rows:
+        if not self.has_scale(pair):
             return 1.0
+        name = _scale_name(pair)
         tensor = self.named(name)
         data = np.frombuffer(read_at(self.source, tensor.offset, tensor.nbytes), np.uint8)
         scale = float(data.view("<f4")[0]) if tensor.type == _F32 and tensor.nbytes == 4 else math.nan
@@ -232,3 +238,7 @@ class BaseModel:
         a, b = lora_a(checkpoint, pair, census), lora_b(checkpoint, pair, census)
         norm: Floats = with_delta(weight, b, a, source=self.source.name, tensor=pair.weight)[0].astype("<f4")
         return norm
+
+
+def _scale_name(pair: Pair) -> str:
+    return pair.weight.removesuffix("weight") + "scale"

@@ -19,6 +19,7 @@ from .rows import in_gguf_order, padded
 
 __all__ = ["Fitted", "fit"]
 
+_INVOCATION: Final = "adapter.alora.invocation_tokens"
 _LLAMA: Final = frozenset(module.name for module in MODULES)
 
 
@@ -54,9 +55,15 @@ def fit(
     Raises
     ------
     CheckpointError
-        The architecture is not known, or the checkpoint was trained on another model, or it is not known how to put
-        its rows into order.
+        It is an activated LoRA, or the architecture is not known, or the checkpoint was trained on another model, or it
+        is not known how to put its rows into order.
     """
+    if _INVOCATION in checkpoint.extra:
+        raise CheckpointError(
+            "an activated LoRA, which changes what follows certain tokens alone: no other file can tell that",
+            source=checkpoint.source.name, field=_INVOCATION, expected="none", found=checkpoint.extra[_INVOCATION],
+            hint="llama.cpp of today loads it as it is",
+        )  # fmt: skip
     arch = _architecture(checkpoint, options, base)
     notes: list[str] = []
     if base is not None:

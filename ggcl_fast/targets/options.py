@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from typing import Final, Literal, TypedDict
 
+from ..errors import CheckpointError
 from ..storage.outputs import Progress
 from ..storage.urls import StrPath
 from . import DEFAULT, OUTTYPES, TARGETS
 
-__all__ = ["ROWS", "Choices", "Options"]
+__all__ = ["ROWS", "Choices", "Options", "is_model_id"]
 
 _FLAGS: Final = {
     "base": "--base (base=)",
@@ -21,6 +24,7 @@ _FLAGS: Final = {
     "name": "--name (name=)",
     "base_model_id": "--base-model-id (base_model_id=)",
 }
+_MODEL_ID: Final = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
 ROWS: Final = ("auto", "gguf")
 """How rows of q and k are taken: as the file is known to have them, or as those of GGUF's models whatever they are."""
 
@@ -47,6 +51,11 @@ class Choices(TypedDict, total=False):
     engine: Literal["auto", "numba", "python"]
     progress: Progress | None
     twice: bool | None
+
+
+def is_model_id(text: str) -> bool:
+    """Tell whether `text` can be the id of a model at Hugging Face, with its owner or without."""
+    return _MODEL_ID.fullmatch(text) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +106,12 @@ class Options:
             raise ValueError(f"{_FLAGS['rows']}: expected one of {', '.join(ROWS)}, found {self.rows!r}")
         if self.heads is not None and (len(self.heads) != 2 or min(self.heads) < 1):
             raise ValueError(f"{_FLAGS['heads']}: expected two numbers of at least 1, found {self.heads!r}")
+        model = self.base_model_id  # or a folder, which transformers takes in its place
+        if model is not None and not (is_model_id(model) or os.path.isdir(model)):
+            raise ValueError(
+                f"{_FLAGS['base_model_id']}: expected an id at Hugging Face, such as meta-llama/Llama-2-7b-hf, "
+                f"found {model!r}"
+            )
         if self.to is not None:
             self._check_target(self.to, given)
         if given["base_out"] and not given["base"]:
@@ -124,11 +139,22 @@ class Options:
         """Whether deltas may be added to a model that has them already."""
         return self.force if self.twice is None else self.twice
 
-    def for_format(self, format: str) -> Options:
-        """Return the same with `to` chosen, for a source of this format (`Checkpoint.format`)."""
+    def for_format(self, format: str, source: str) -> Options:
+        """Return the same with `to` chosen, for a source of this name and format (`Checkpoint.format`).
+
+        Raises
+        ------
+        CheckpointError
+            Something is asked for that means nothing to what such a file becomes.
+        """
         if self.to is not None:
             return self
-        return dataclasses.replace(self, to=DEFAULT if format == "ggcl" else "adapter")
+        to = DEFAULT if format == "ggcl" else "adapter"
+        try:
+            return dataclasses.replace(self, to=to)
+        except ValueError as error:
+            hint = f"a {format} file becomes that unless --to (to=) says otherwise"
+            raise CheckpointError(str(error), source=source, hint=hint) from None
 
     @property
     def folder(self) -> tuple[str, ...]:

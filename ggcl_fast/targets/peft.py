@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -31,14 +30,14 @@ from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..storage.outputs import Writer
 from ..storage.urls import StrPath
 from . import TARGETS
-from .about import NORMS, model_card, refuse_twice
+from .about import NORMS, base_model_id, model_card, refuse_twice
 from .adding import Rounding, pick_rounding
 from .base_model import BaseModel
-from .deltas import Census, lora_a, lora_b, norm_size
+from .deltas import Census, lora_a, lora_b, norm_size, trains_norms
 from .fitting import fit
 from .options import Options
 from .plan import File, Plan
-from .rows import ROTATED, check_heads, heads_of
+from .rows import ROTATED, count_heads, heads_of
 
 __all__ = ["MODULE_NAMES", "plan"]
 
@@ -97,20 +96,19 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
                 "the name of this module is not known in Hugging Face's LLaMA", source=checkpoint.source.name,
                 tensor=pair.weight,
             )  # fmt: skip
-    if base is None and any(pair.is_norm for pair in pairs):
+    has_norms = trains_norms(checkpoint)
+    if base is None and has_norms:
         notes.append(f"left out: {norm_size(checkpoint)}, for which PEFT needs the whole weights; --base gives them")
     if not options.token_embd and any(pair.weight == TOKEN_EMBD for pair in pairs):
         notes.append(f"left out: the delta of {TOKEN_EMBD}")
     kept = [
         pair
         for pair in pairs
-        if (base is not None or not pair.is_norm) and (options.token_embd or pair.weight != TOKEN_EMBD)
+        if ((base is not None and has_norms) or not pair.is_norm) and (options.token_embd or pair.weight != TOKEN_EMBD)
     ]
     if base is not None and base.is_tied and any(pair.weight in (TOKEN_EMBD, OUTPUT) for pair in kept):
         notes.append("the embeddings are tied: use the adapter as it is; merging it with PEFT would change both ends")
-    kept, with_alpha = _of_one_alpha(kept)
-    if with_alpha:
-        notes.append("alpha_pattern holds for some modules, which llama.cpp's convert_lora_to_gguf.py ignores")
+    kept = _of_one_alpha(kept)
     n_heads = _n_heads(checkpoint, kept, options, base)
     census = Census()
     parts = sorted(_parts(kept, TYPES[options.outtype]), key=lambda part: part.stored.place)
@@ -119,7 +117,7 @@ def plan(checkpoint: Checkpoint, options: Options, base: BaseModel | None, outpu
     types = {part.stored.type for part in parts}
     roundings = {type: pick_rounding(type, options.engine, n_values, checkpoint.source.name) for type in types}
     write_tensors = functools.partial(_write_tensors, checkpoint, base, parts, n_heads, roundings, start, census)
-    config = json.dumps(_config(kept, with_alpha, options), indent=2).encode() + b"\n"
+    config = json.dumps(_config(kept, base_model_id(checkpoint, options)), indent=2).encode() + b"\n"
     card = model_card(checkpoint, options, base).encode()
     weights, about, card_name = TARGETS["peft"].folder
     files = (
@@ -140,14 +138,15 @@ def _n_heads(checkpoint: Checkpoint, kept: Iterable[Pair], options: Options, bas
     if not rotated or (checkpoint.rows == "hf" and options.rows != "gguf"):
         return {}
     heads = heads_of(checkpoint, options, base)
-    for pair in rotated:
-        n_rot, head_dim = checkpoint.parameters.n_rot, pair.n_out // check_heads(checkpoint, pair, heads)
+    counts = count_heads(checkpoint, rotated, heads)
+    for pair, n_head in counts.items():
+        n_rot, head_dim = checkpoint.parameters.n_rot, pair.n_out // n_head
         if n_rot not in (0, head_dim):
             raise CheckpointError(
                 "transformers' LLaMA rotates whole heads", source=checkpoint.source.name, field="n_rot",
                 expected=head_dim, found=n_rot,
             )  # fmt: skip
-    return {pair.weight: check_heads(checkpoint, pair, heads) for pair in rotated}
+    return {pair.weight: n_head for pair, n_head in counts.items()}
 
 
 class _Part(NamedTuple):
@@ -209,19 +208,17 @@ def _usual_rank(kept: list[Pair]) -> int:
     return ranks.most_common(1)[0][0] if ranks else 1
 
 
-def _of_one_alpha(kept: list[Pair]) -> tuple[list[Pair], bool]:
-    """Return the pairs as they are with one alpha for all, the usual rank; and whether some need their own.
+def _of_one_alpha(kept: list[Pair]) -> list[Pair]:
+    """Return the pairs as they are with one alpha for all, the usual rank.
 
-    PEFT multiplies by alpha / rank.  Where that is a power of two, B takes the inverse and loses nothing.
+    PEFT multiplies by alpha / rank, and B takes the inverse: nothing is lost where that is a power of two, and half a
+    unit in the last place at most where it is not.  An alpha for each, which would lose nothing, other programs ignore.
     """
     usual = _usual_rank(kept)
-    powers = [math.frexp(pair.rank / usual)[0] == 0.5 or pair.is_norm for pair in kept]
-    if not all(powers):
-        return kept, True
-    return [pair if pair.is_norm else pair._replace(scale=pair.scale * pair.rank / usual) for pair in kept], False
+    return [pair if pair.is_norm else pair._replace(scale=pair.scale * pair.rank / usual) for pair in kept]
 
 
-def _config(kept: list[Pair], with_alpha: bool, options: Options) -> dict[str, Any]:
+def _config(kept: list[Pair], model: str | None) -> dict[str, Any]:
     """Return ``adapter_config.json``, by which every scale is 1 but for what B has taken of it."""
     trained = [pair for pair in kept if not pair.is_norm]
     usual = _usual_rank(kept)
@@ -236,11 +233,11 @@ def _config(kept: list[Pair], with_alpha: bool, options: Options) -> dict[str, A
     }
     return {
         **_CONFIG,
-        "base_model_name_or_path": options.base_model_id,
+        "base_model_name_or_path": model,
         "r": usual,
         "lora_alpha": usual,
         "rank_pattern": pattern,
-        "alpha_pattern": pattern if with_alpha else {},
+        "alpha_pattern": {},
         "target_modules": list(ranks),
         "modules_to_save": list(dict.fromkeys(_leaf(pair) for pair in kept if pair.is_norm)) or None,
     }

@@ -46,10 +46,6 @@ class Plan(NamedTuple):
     late: Callable[[], tuple[str, ...]] = tuple
     """Warnings of what is known only when all is written."""
 
-    def without_first(self) -> Plan:
-        """Return the plan without its first file, which is there already."""
-        return self._replace(files=self.files[1:])
-
 
 Planner = Callable[["Checkpoint", Options, "BaseModel | None", Sequence[StrPath]], Plan]
 

@@ -8,7 +8,7 @@ in a `Checkpoint` whose `rows` say so.  Which rows belong together is a matter o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import gguf
@@ -20,11 +20,12 @@ from ..formats.finetune_keys import ARCH
 from .base_model import BaseModel, Heads
 from .options import Options
 
-__all__ = ["ROTATED", "check_heads", "heads_of", "in_gguf_order", "padded"]
+__all__ = ["ROTATED", "count_heads", "heads_of", "in_gguf_order", "padded"]
 
 ROTATED: Final = {"attn_q": "n_head", "attn_k": "n_head_kv"}
 """Field of `Heads` by the module whose rows are rotated, in the architectures that are known."""
 _FUSED: Final = "attn_qkv"  # q, k and v in one weight
+_TOLD: Final = "--base or --heads N[,N_KV] (heads=) tells the number of heads"
 
 
 def heads_of(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> Heads:
@@ -48,16 +49,33 @@ def heads_of(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -
     return Heads(checkpoint.parameters.n_head, checkpoint.parameters.n_head_kv)
 
 
-def check_heads(checkpoint: Checkpoint, pair: Pair, heads: Heads) -> int:
-    """Return how many heads the rows of `pair` belong to, and hold that they can."""
-    n_head: int = getattr(heads, ROTATED[pair.module])
-    if n_head <= 0 or pair.n_out % (2 * n_head):
+def count_heads(checkpoint: Checkpoint, pairs: Iterable[Pair], heads: Heads) -> dict[Pair, int]:
+    """Return how many heads the rows of each pair belong to, all of modules that are `ROTATED`.
+
+    Raises
+    ------
+    CheckpointError
+        There cannot be so many: the rows do not divide, or q and k would have heads of different lengths.
+    """
+    counts: dict[Pair, int] = {}
+    for pair in pairs:
+        n_head: int = getattr(heads, ROTATED[pair.module])
+        if n_head <= 0 or pair.n_out % (2 * n_head):
+            raise CheckpointError(
+                source=checkpoint.source.name, field=ROTATED[pair.module],
+                expected=f"a divisor of half of {pair.n_out}, the rows of {pair.weight}",
+                found=n_head or "nothing that tells it", hint=_TOLD,
+            )  # fmt: skip
+        counts[pair] = n_head
+    by_length = {pair.n_out // n_head: pair for pair, n_head in reversed(counts.items())}
+    if len(by_length) > 1:
+        (length, pair), (other_length, other) = [*reversed(by_length.items())][:2]
         raise CheckpointError(
-            source=checkpoint.source.name, field=ROTATED[pair.module],
-            expected=f"a divisor of half of {pair.n_out}, the rows of {pair.weight}",
-            found=n_head or "nothing that tells it", hint="--base or --heads (heads=) tells the number of heads",
+            f"by {heads.n_head} heads and {heads.n_head_kv} of keys, heads have different lengths",
+            source=checkpoint.source.name, tensor=other.weight, field="rows of a head",
+            expected=f"{length} as in {pair.weight}", found=other_length, hint=_TOLD,
         )  # fmt: skip
-    return n_head
+    return counts
 
 
 def in_gguf_order(
@@ -74,13 +92,15 @@ def in_gguf_order(
     if checkpoint.rows == "gguf" or not others:
         return checkpoint, ()
     modules = " and ".join(sorted({pair.module for pair in others}))
+    is_known = arch == ARCH and all(pair.module != _FUSED for pair in others)
     if options.rows == "gguf":
+        order = "not in" if is_known else "in Hugging Face's order, which may not be"
         return checkpoint, (
-            f"the rows of {modules} were taken as they stand: they are not in the order of GGUF's models",
+            f"the rows of {modules} were taken as they stand: they are {order} the order of GGUF's models",
         )
     first = others[0]
     as_they_stand = "--rows gguf (rows='gguf') takes them as they stand, as llama.cpp did in 2023"
-    if arch != ARCH or any(pair.module == _FUSED for pair in others):
+    if not is_known:
         raise CheckpointError(
             f"the rows are in Hugging Face's order, and which one models of architecture '{arch}' have is not known",
             source=checkpoint.source.name, tensor=first.weight, hint=as_they_stand,
@@ -92,7 +112,7 @@ def in_gguf_order(
             source=checkpoint.source.name, tensor=first.weight,
             hint=f"--base tells it, or --heads N[,N_KV] (heads=); {as_they_stand}, which computes something else",
         )  # fmt: skip
-    n_heads = {pair.row_b: check_heads(checkpoint, pair, heads) for pair in others}
+    n_heads = {pair.row_b: n_head for pair, n_head in count_heads(checkpoint, others, heads).items()}
     note = f"the rows of {modules} were put into GGUF's order, by {heads.n_head} heads and {heads.n_head_kv} of keys"
     return _shown(checkpoint, n_heads, {}), (note,)
 

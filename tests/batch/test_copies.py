@@ -1,9 +1,12 @@
 """The copy of a base model that several jobs would write alike: written once, and every adapter says which it is."""
 
+import contextlib
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,10 @@ import numpy as np
 import pytest
 
 import ggcl_fast
-from ggcl_fast import JobResult, conversion, convert_many
-from ggcl_fast.batch import copies
+from ggcl_fast import JobResult, convert_many
 from ggcl_fast.commands.convert import main
-from ggcl_fast.targets.about import copy_fingerprint
-from ggcl_fast.targets.options import Options
+from ggcl_fast.targets.base_model import BaseModel
+from ggcl_fast.targets.copies import copy_fingerprint
 
 from ..reference import DATA
 
@@ -135,6 +137,19 @@ def test_what_is_there_is_left_and_what_is_missing_made_again(way: str, tmp_path
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_run_goes_on_whichever_file_it_was_that_wrote_the_copy(way: str, tmp_path: Path) -> None:
+    sources, out = tmp_path / "sources", tmp_path / "out"
+    sources.mkdir()
+    out.mkdir()
+    files = of_one_training(sources)
+    run(files, out, way)
+    inodes = {path.name: path.stat().st_ino for path in out.iterdir()}
+    for some in (files[1:], files[::-1], files[2:3]):
+        assert {result.status for result in run(some, out, way, skip_existing=True).values()} == {"skipped"}
+    assert {path.name: path.stat().st_ino for path in out.iterdir()} == inodes
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_copy_of_other_norms_is_not_taken(way: str, tmp_path: Path) -> None:
     """What is there under the right name may be of another training: of another day."""
     sources, out, alone = tmp_path / "sources", tmp_path / "out", tmp_path / "alone"
@@ -149,49 +164,104 @@ def test_a_copy_of_other_norms_is_not_taken(way: str, tmp_path: Path) -> None:
             "a": "skipped", "b": "converted", "c": "converted"
         }  # fmt: skip
         assert (out / "base-a.gguf").read_bytes() == old
-        for name in "bc":
-            ggcl_fast.convert(sources / f"{name}.ggcl", alone / f"{name}.gguf", to="adapter", base=BASE)
-            assert str(out / f"base-{name}.gguf") in note_of(results[name])
-            for file in (f"{name}.gguf", f"base-{name}.gguf"):
-                assert (out / file).read_bytes() == (alone / file).read_bytes()
-                (out / file).unlink()
-                (alone / file).unlink()
+        ggcl_fast.convert(files[1], alone / "b.gguf", to="adapter", base=BASE)
+        for file in ("b.gguf", "base-b.gguf"):
+            assert (out / file).read_bytes() == (alone / file).read_bytes()
+        assert str(out / "base-b.gguf") in note_of(results["b"])
+        assert str(out / "base-b.gguf") in note_of(results["c"])
+        for path in (out / "b.gguf", out / "base-b.gguf", out / "c.gguf", alone / "b.gguf", alone / "base-b.gguf"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_old_copy_under_the_own_name_is_replaced_or_in_the_way(way: str, tmp_path: Path) -> None:
+    """It would be loaded with the new adapter, by its name."""
+    out = tmp_path / "out"
+    out.mkdir()
+    run([trained(tmp_path / "b.ggcl", 0.5)], out, way)
+    old = (out / "base-b.gguf").read_bytes()
+    (out / "b.gguf").unlink()
+    files = [trained(tmp_path / f"{name}.ggcl") for name in "ab"]
+    results = run(files, out, way)
+    assert isinstance(results["b"].error, FileExistsError)
+    assert (out / "base-b.gguf").read_bytes() == old
+    results = run(files, out, way, force=True)
+    assert str(out / "base-b.gguf") in note_of(results["b"])
+    assert (out / "base-b.gguf").read_bytes() != old
 
 
 @pytest.mark.parametrize(
-    "what", ["missing", "cut short", "no GGUF", "the base itself", "merged", "other norms", "right"]
+    "what", ["missing", "cut short", "no GGUF", "the base", "merged", "other norms", "of another base", "right"]
 )
-def test_a_copy_is_known_by_its_keys_and_norms(what: str, tmp_path: Path) -> None:
-    source = trained(tmp_path / "a.ggcl")
-    ggcl_fast.convert(source, tmp_path / "a.gguf", to="adapter", base=BASE, base_out=tmp_path / "copy.gguf")
-    path = tmp_path / "copy.gguf"
+def test_a_copy_is_known_by_its_keys_and_tensors(what: str, tmp_path: Path) -> None:
+    source, path = trained(tmp_path / "a.ggcl"), tmp_path / "base-a.gguf"
+    base = tmp_path / "base.gguf"
+    base.write_bytes(BASE.read_bytes())
+    ggcl_fast.convert(source, tmp_path / "a.gguf", to="adapter", base=base)
     if what == "missing":
         path.unlink()
     elif what in ("cut short", "no GGUF"):
         data = path.read_bytes()
         path.write_bytes(data[:-1] if what == "cut short" else data[1:])
-    elif what == "the base itself":
-        path.write_bytes(BASE.read_bytes())
+    elif what == "the base":
+        path.write_bytes(base.read_bytes())
     elif what == "merged":
-        ggcl_fast.convert(source, path, to="merged", base=BASE, force=True)
+        ggcl_fast.convert(source, path, to="merged", base=base, force=True)
     elif what == "other norms":
         other = trained(tmp_path / "b.ggcl", 0.5)
-        ggcl_fast.convert(other, tmp_path / "b.gguf", to="adapter", base=BASE, base_out=path, force=True)
-    report = conversion.run(source, tmp_path / "out.gguf", Options(to="adapter", base=BASE), copied=path)
-    own = str(tmp_path / "base-out.gguf")
-    assert report.extra_outputs == (() if what == "right" else (own,))
-    assert os.path.exists(own) == (what != "right")
+        ggcl_fast.convert(other, tmp_path / "b.gguf", to="adapter", base=base, base_out=path, force=True)
+    elif what == "of another base":
+        with BaseModel(base) as model:
+            tensor = model.named("blk.1.ffn_up.weight")
+        changed = bytearray(base.read_bytes())
+        changed[tensor.offset + tensor.nbytes // 2] ^= 1
+        base.write_bytes(changed)
+    report = ggcl_fast.convert(source, tmp_path / "out.gguf", to="adapter", base=base)
+    own = tmp_path / "base-out.gguf"
+    assert report.extra_outputs == (() if what == "right" else (str(own),))
+    assert own.exists() == (what != "right")
+    assert str(path if what == "right" else own) in next(note for note in report.notes if "norm deltas" in note)
     assert (tmp_path / "out.gguf").read_bytes()[-1000:] == (tmp_path / "a.gguf").read_bytes()[-1000:]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_no_more_wait_than_there_is_room_for(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_MOST", 2)
-    sources = [trained(tmp_path / f"{i}.ggcl", i // 5) for i in range(15)]
+def test_a_copy_stays_beside_its_adapters(tmp_path: Path) -> None:
+    sources = [trained(tmp_path / f"{name}.ggcl") for name in "abcd"]
+    jobs = [(source, tmp_path / folder / f"{source.stem}.gguf") for source, folder in zip(sources, "1122")]
+    results = list(convert_many(jobs, workers=1, to="adapter", base=BASE, parents=True))
+    assert {result.status for result in results} == {"converted"}
+    assert sorted(os.listdir(tmp_path / "1")) == ["a.gguf", "b.gguf", "base-a.gguf"]
+    assert sorted(os.listdir(tmp_path / "2")) == ["base-c.gguf", "c.gguf", "d.gguf"]
+
+
+def test_every_adapter_tells_what_is_wrong_with_the_norms(tmp_path: Path) -> None:
+    sources = [trained(tmp_path / f"{name}.ggcl", math.nan) for name in "ab"]
     (tmp_path / "out").mkdir()
-    results = run(sources, tmp_path / "out", way)
-    assert {result.status for result in results.values()} == {"converted"}
-    assert len(os.listdir(tmp_path / "out")) == 15 + 3
+    reports = [result.report for result in run(sources, tmp_path / "out").values()]
+    assert len(os.listdir(tmp_path / "out")) == 3
+    warnings = [report.warnings for report in reports if report is not None]
+    assert warnings[0] == warnings[1]
+    assert "NaN" in warnings[0][0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_waits_is_in_the_window_too(way: str, tmp_path: Path) -> None:
+    """Jobs may come from somebody who goes on only as results come."""
+    (tmp_path / "out").mkdir()
+    room = threading.Semaphore(4)
+
+    def jobs() -> Iterator[tuple[Path, Path]]:
+        for i in range(12):
+            assert room.acquire(timeout=20)
+            yield trained(tmp_path / f"{i}.ggcl"), tmp_path / "out" / f"{i}.gguf"
+
+    workers, make = WAYS[way]
+    with make() or contextlib.nullcontext() as executor:
+        for result in convert_many(
+            jobs(), workers=workers, executor=executor, window=4, chunk=1, to="adapter", base=BASE
+        ):
+            assert result.status == "converted"
+            room.release()
+    assert len(os.listdir(tmp_path / "out")) == 12 + 1
 
 
 DEADLY = """

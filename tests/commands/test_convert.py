@@ -71,8 +71,10 @@ def test_the_old_scripts_options_work(argv: list[str], out: Path) -> None:
         (["IN", "OUT", "--to", "checkpoint", "--base", "B"], "--base means nothing with --to checkpoint"),
         (["IN", "OUT", "--to", "checkpoint", "--name", "N"], "--name means nothing with --to checkpoint"),
         (["IN", "OUT", "--to", "checkpoint", "--base-model-id", "I"], "--base-model-id means nothing with --to "),
-        (["IN", "OUT", "--base", "B"], "need --to adapter, merged or peft"),
-        (["IN", "OUT", "--heads", "4"], "need --to adapter, merged or peft"),
+        (
+            ["IN", "OUT", "--to", "peft", "--base-model-id", "https://huggingface.co/a/b"],
+            "--base-model-id: expected an id",
+        ),
         (["IN", "OUT", "--to", "adapter", "--base-out", "B"], "--base-out needs --base"),
         (["IN", "OUT", "--to", "peft", "--base", "B", "--base-out", "B"], "means nothing with --to peft"),
         (["IN", "OUT", "--to", "merged", "--base", "B", "--no-token-embd"], "means nothing with --to merged"),
@@ -92,7 +94,7 @@ TRAINED, BASE = str(DATA / "trained.ggcl"), str(DATA / "base.gguf")
 def test_notes_say_what_was_left_out_unless_quiet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--to", "adapter", TRAINED, str(out)]) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith(f"{out}: written, 32 tensors, 54,688 bytes, adapter, 0.")
+    assert captured.out.startswith(f"{out}: written, 32 tensors, 54,752 bytes, adapter, 0.")
     assert captured.err.startswith(
         f"ggcl-fast: note: {TRAINED}: left out: 5 norm deltas (at most 2.05, RMS 0.658, beside"
     )
@@ -113,6 +115,18 @@ def test_options_of_the_targets_reach_them(out: Path, capsys: pytest.CaptureFixt
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 2
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("option", [["--base", BASE], ["--heads", "4"], ["--outtype", "f16"], ["--name", "N"]])
+def test_options_are_for_what_a_file_becomes_by_default(
+    option: list[str], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*option, TRAINED, str(out)]) == 1
+    assert "(a ggcl file becomes that unless --to says otherwise)" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*option, str(DATA / "trained.ggla"), str(out)]) == 0
+    assert main([*option, str(DATA / "trained.ggla"), str(DATA / "adam.ggcl"), f"{out.parent}/more/"]) == 1
+    assert (out.with_name("more") / "trained.gguf").exists()
 
 
 def test_a_base_that_is_not_there_is_a_failure(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

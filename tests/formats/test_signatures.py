@@ -78,6 +78,17 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "no revision": (b"Invalid rev id: mian", *SERVER),
     "no credentials": (b"Invalid username or password.", *SERVER),
     "JSON of an error": (b'{"error":"Invalid credentials in Authorization header"}', *SERVER),
+    "JSON of something else": (
+        b'{"architectures": ["LlamaForCausalLM"]}', "a JSON text",
+        "what a program says of a file, or a server instead of it: the values are elsewhere",
+    ),
+    "byte-swapped ggla": (
+        b"ggla\0\0\0\1", "a byte-swapped adapter (ggla)",
+        "from a big-endian machine; only little-endian ones can be read",
+    ),
+    "page behind a comment": (b"<!-- saved from url --><html>", *PAGE),
+    "page that begins with its head": (b"<head><title>403 Forbidden", *PAGE),
+    "page that begins with its body": (b"<body>Too many requests", *PAGE),
     "page": (b"<!doctype html>\n<html class=''>", *PAGE),
     "page in upper case": (b"<!DOCTYPE HTML PUBLIC '-//W3C//DTD HTML 4.01//EN'>", *PAGE),
     "page without doctype": (b"<html><head><title>404", *PAGE),
@@ -100,7 +111,6 @@ UNKNOWN: dict[str, tuple[bytes, str]] = {
     "half a magic": (b"GGU", "b'GGU'"),
     "blanks before a magic": (b" GGUF" + bytes(99), "b' GGU'"),
     "text": (b"hello, world", "b'hell'"),
-    "JSON of something else": (b'{"architectures": ["LlamaForCausalLM"]}', "b'{\"ar'"),
     "HTML in the middle": (b"x<html>", "b'x<ht'"),
     "half a page": (b"<!doctype", "b'<!do'"),
     "blanks only": (b" \n" * 200, r"b' \n \n'"),
@@ -195,7 +205,7 @@ def test_a_format_is_known_by_no_less_than_its_signature() -> None:
     for format in signatures._FORMATS:
         start = b"\1" * format.offset + format.signature
         assert recognise(start) is format
-        assert recognise(start[:-1]) is None
+        assert recognise(start[:-1]) is not format
         assert recognise(start + b"anything") is format
 
 

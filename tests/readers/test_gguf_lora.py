@@ -157,13 +157,15 @@ def test_dims_of_one_may_be_there_or_not() -> None:
         holds(checkpoint, [pair], 8.0)
 
 
-def test_what_this_package_says_of_itself_is_kept() -> None:
+def test_what_an_adapter_says_of_itself_is_kept() -> None:
     data = edited(
         parse(written([made("output", 5, 2, 6)])),
-        lambda parts: parts.put("ggcl_fast.training", STRING, "x").put("general.name", STRING, "y"),
+        lambda parts: (
+            parts.put("ggcl_fast.training", STRING, "x").put("general.name", STRING, "y").put("general.x", STRING, "z")
+        ),
     )
     with open_checkpoint(data) as checkpoint:
-        assert checkpoint.extra == {"ggcl_fast.training": "x"}
+        assert checkpoint.extra == {"ggcl_fast.training": "x", "general.name": "y"}
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 import ggcl_fast
+from ggcl_fast import CheckpointError
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
 from ..adapters import foreign_ggla, made
-from ..hostile import places, with_values
+from ..gguf_parts import converted
+from ..hostile import places, with_optimizer, with_values
 from ..reference import DATA, FIXTURES, LATER_FIXTURES
 
 TRAINED = (DATA / "trained.ggcl").read_bytes()
@@ -17,7 +19,14 @@ GGLA = (DATA / "trained.ggla").read_bytes()
 LORA = (DATA / "wild" / "peft-all-f16-adapter.gguf").read_bytes()
 
 
-CUTS = [(TRAINED, 600), (TRAINED, 50_000), (LATER, 600), (LATER, 50_000), (GGLA, 600), (LORA, 600), (LORA, 20_000)]
+LBFGS = (DATA / "lbfgs.ggcl").read_bytes()
+QKV = (DATA / "wild" / "peft-qkv-adapter.gguf").read_bytes()
+NOT_COUNTED = TRAINED[:8] + bytes(4) + TRAINED[12:]  # trained all the same: the iterations of L-BFGS never are
+
+CUTS = [
+    (TRAINED, 600), (TRAINED, 50_000), (LATER, 600), (LATER, 50_000), (GGLA, 600), (LORA, 600), (LORA, 20_000),
+    (LBFGS, 50_000), (NOT_COUNTED, 2000), (converted(LBFGS), 390_000), (QKV, 12_288), (QKV, 11_264),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("data", "n"), CUTS)
@@ -39,11 +48,13 @@ def test_real_files_end_in_something(name: str) -> None:
 
 
 def test_what_was_never_trained_ends_in_zeros() -> None:
-    early = TRAINED[:8] + bytes(4) + TRAINED[12:]  # no iteration yet: the moments are zero
+    early = with_optimizer("just_initialized", 1, TRAINED)  # no iteration yet: the moments are zero
     early = early[:-5000] + bytes(5000)
+    filling = converted(LBFGS)  # whose memory is zero but for the first corrections
+    filling = filling[:-50_000] + bytes(50_000)
     pairs = [made(f"blk.{i}.attn_v", 64, 4, 64) for i in range(3)]
     untrained = foreign_ggla([replace(pair, b=0 * pair.b) for pair in pairs], r=4, alpha=4)
-    for data in (early, untrained):
+    for data in (early, filling, untrained):
         with ggcl_fast.open_checkpoint(data) as checkpoint:
             assert checkpoint.zero_tail == 0
             assert checkpoint.warnings == ()
@@ -54,3 +65,27 @@ def test_zeros_in_the_middle_are_a_matter_of_values() -> None:
     record = places(data).records[5]
     with ggcl_fast.open_checkpoint(with_values(5, [0.0] * (record.nbytes // 4), data)) as checkpoint:
         assert checkpoint.zero_tail == 0
+
+
+@pytest.mark.parametrize("data", [TRAINED, GGLA, LORA, LBFGS], ids=["ggcl", "ggla", "gguf", "lbfgs"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
+def test_records_of_zeros_have_a_cause(data: bytes, share: float) -> None:
+    """Whether it is an error or not depends on what the zeros hit; what is to be done is the same."""
+    kept = data[: int(share * len(data))]
+    try:
+        with ggcl_fast.open_checkpoint(kept + bytes(len(data) - len(kept))) as checkpoint:
+            assert checkpoint.zero_tail > 0
+    except CheckpointError as error:
+        assert "zeros follow, as a download leaves them" in str(error)  # noqa: PT017
+
+
+def test_other_errors_keep_their_hints() -> None:
+    for data in (
+        TRAINED[:-4],
+        TRAINED[: len(TRAINED) // 2],
+        b"GGUF" + bytes(600),
+        with_optimizer("version", 2, TRAINED),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            ggcl_fast.open_checkpoint(data)
+        assert ("zeros" in str(caught.value)) == data.endswith(bytes(600))

@@ -86,10 +86,13 @@ class Job:
     def run(self, root: Path, progress: Progress | None = None) -> bool:
         """Do it; false where it fails."""
         base = None if self.to == "checkpoint" else root / "in" / "base.gguf"
+        base_out = (
+            root / f"out/base-{Path(self.name).stem}.gguf" if self.to == "adapter" else None
+        )  # and no other that is there
         try:
             ggcl_fast.convert(
-                root / "in" / self.source, root / "out" / self.name, to=self.to, base=base, force=self.force,
-                fsync=self.fsync, engine="python", progress=progress,
+                root / "in" / self.source, root / "out" / self.name, to=self.to, base=base, base_out=base_out,
+                force=self.force, fsync=self.fsync, engine="python", progress=progress,
             )  # fmt: skip
         except OSError:
             return False

@@ -21,6 +21,8 @@ from ggcl_fast.targets import about
 from ggcl_fast.targets.options import Options
 from ggcl_fast.testing import Shape, checkpoint_bytes
 
+from ..adapters import made as made_pair
+from ..adapters import write_adapter
 from ..gguf_parts import ARRAY, STRING, Record, ggla_bytes, string
 from ..hostile import places, put
 from ..models import BASE, Floats, Model, field_value, is_norm, read_gguf
@@ -67,9 +69,11 @@ def test_an_adapter_alone_has_its_sources_name(tmp_path: Path) -> None:
     ggcl_fast.convert(TRAINED, tmp_path / "a.gguf", to="adapter")
     keys = said(tmp_path / "a.gguf")
     assert len(keys.pop("ggcl_fast.training")) == 32
-    assert keys == {"general.name": "trained", "ggcl_fast.version": ggcl_fast.__version__}
+    assert keys == {
+        "general.name": "trained", "ggcl_fast.version": ggcl_fast.__version__, "ggcl_fast.left_out": "norms"
+    }  # fmt: skip
     names = [name for name in gguf.GGUFReader(tmp_path / "a.gguf").fields if not name.startswith("GGUF.")]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 8
 
 
 def test_outputs_of_a_base_have_both_names(tmp_path: Path) -> None:
@@ -81,6 +85,7 @@ def test_outputs_of_a_base_have_both_names(tmp_path: Path) -> None:
     holds = {"a.gguf": None, "file-a.gguf": "deltas of norms", "m.gguf": "every delta"}
     for name, title in files.items():
         keys = said(tmp_path / name)
+        assert keys.pop("ggcl_fast.left_out", None) == ("norms" if name == "a.gguf" else None)
         assert keys.pop("ggcl_fast.training") == training(tmp_path / "a.gguf")
         assert keys.pop("ggcl_fast.holds", None) == holds[name]
         assert keys == {
@@ -335,6 +340,102 @@ def test_another_training_is_added_to_a_merged_model(made: Path, tmp_path: Path)
     )
 
 
+def test_one_training_after_the_other_is_remembered(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.ggcl").write_bytes(one_step_further(TRAINED.read_bytes()))
+    ggcl_fast.convert(tmp_path / "other.ggcl", tmp_path / "both.gguf", to="merged", base=made / "merged.gguf")
+    assert training(tmp_path / "both.gguf").split()[0] == training(made / "merged.gguf")
+    for source in TRAINED, tmp_path / "other.ggcl", made / "a.gguf":
+        for to in "merged", "adapter", "peft":
+            with pytest.raises(CheckpointError, match="the same training already"):
+                ggcl_fast.convert(source, tmp_path / "out", to=to, base=tmp_path / "both.gguf")
+    ggcl_fast.convert(tmp_path / "other.ggcl", tmp_path / "b.gguf", to="adapter", base=made / "merged.gguf")
+    assert training(tmp_path / "merged-b.gguf") == training(tmp_path / "both.gguf")
+
+
+def test_an_adapter_without_norms_upon_what_has_its_deltas_is_refused(tmp_path: Path) -> None:
+    source, base = DATA / "wild" / "peft-qkv.ggla", DATA / "wild" / "peft-qkv-base.gguf"
+    ggcl_fast.convert(source, tmp_path / "m.gguf", to="merged", base=base)
+    with pytest.raises(CheckpointError, match="every delta of the same training already"):
+        ggcl_fast.convert(source, tmp_path / "a.gguf", base=tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("options", "holds"),
+    [
+        ({}, "deltas, but none of norms,"),
+        ({"token_embd": False}, "deltas, but none of norms and token_embd.weight,"),
+    ],
+)
+def test_a_model_does_not_say_that_it_has_what_its_adapter_left_out(
+    options: dict[str, Any], holds: str, tmp_path: Path
+) -> None:
+    ggcl_fast.convert(TRAINED, tmp_path / "a.gguf", to="adapter", **options)
+    ggcl_fast.convert(tmp_path / "a.gguf", tmp_path / "half.gguf", outtype="f16")
+    for name in "a.gguf", "half.gguf":
+        ggcl_fast.convert(tmp_path / name, tmp_path / "m.gguf", to="merged", base=BASE, force=True)
+        assert field_value(tmp_path / "m.gguf", "ggcl_fast.holds") == holds
+        with pytest.raises(CheckpointError, match=f"this model has {holds} of the same training already"):
+            ggcl_fast.convert(TRAINED, tmp_path / "out", to="merged", base=tmp_path / "m.gguf")
+
+
+def adapter_of_others(path: Path, **keys: str | list[int]) -> Path:
+    """Write a GGUF adapter as converters of today do; dots in the names of its keys are double underscores."""
+    write_adapter(path, [made_pair("blk.0.attn_v", 64, 4, 64)], alpha=8.0)
+    parts = parts_of(path)
+    for name, value in keys.items():
+        key = name.replace("__", ".").encode()
+        if isinstance(value, str):
+            parts.keys[key] = STRING, string(value)
+        else:
+            parts.keys[key] = ARRAY, struct.pack(f"<IQ{len(value)}i", 5, len(value), *value)
+    path.write_bytes(parts.build())
+    return path
+
+
+TELLS = {
+    "general__name": "Mine", "general__base_model__0__name": "Llama 2", "general__base_model__0__organization": "Meta",
+    "general__base_model__0__repo_url": f"https://huggingface.co/{ID}", "adapter__lora__task_name": "tests",
+    "adapter__lora__prompt_prefix": "Q: ",
+}  # fmt: skip
+
+
+def test_what_an_adapter_tells_of_itself_is_told_on(tmp_path: Path) -> None:
+    source = adapter_of_others(tmp_path / "in.gguf", **TELLS)
+    ggcl_fast.convert(source, tmp_path / "a.gguf", outtype="f16")
+    for name, value in TELLS.items():
+        assert field_value(tmp_path / "a.gguf", name.replace("__", ".")) == value
+    ggcl_fast.convert(source, tmp_path / "p", to="peft", heads=(4, 4))
+    config = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == ID
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert f'base_model: "{ID}"' in card
+    assert "\n# Mine\n" in card
+    ggcl_fast.convert(source, tmp_path / "b.gguf", name="Yours", base_model_id="other/model")
+    assert said(tmp_path / "b.gguf")["general.name"] == "Yours"
+    assert said(tmp_path / "b.gguf")["general.base_model.0.repo_url"] == "https://huggingface.co/other/model"
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a/b", "https://huggingface.co/a/b/c", "https://huggingface.co/"])
+def test_other_addresses_are_no_id(url: str, tmp_path: Path) -> None:
+    source = adapter_of_others(tmp_path / "in.gguf", general__base_model__0__repo_url=url)
+    ggcl_fast.convert(source, tmp_path / "p", to="peft", heads=(4, 4))
+    assert json.loads((tmp_path / "p" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+
+
+@pytest.mark.parametrize("to", ["adapter", "merged", "peft"])
+def test_an_activated_lora_becomes_nothing_else(to: str, tmp_path: Path) -> None:
+    source = adapter_of_others(tmp_path / "in.gguf", adapter__alora__invocation_tokens=[1, 2])
+    MODEL.write(tmp_path / "base.gguf")
+    with pytest.raises(CheckpointError, match=r"activated LoRA.*found .* of 2"):
+        ggcl_fast.convert(source, tmp_path / "out", to=to, base=tmp_path / "base.gguf")
+
+
+@pytest.mark.parametrize("model_id", ["", "a/", "/b", "a/b/c", "https://huggingface.co/a/b", "a b", "a/b\n"])
+def test_what_is_no_id_is_refused(model_id: str) -> None:
+    with pytest.raises(ValueError, match="--base-model-id"):
+        Options(to="peft", base_model_id=model_id)
+
+
 @pytest.mark.parametrize("what", ["no norms", "B is zero", "A is zero"])
 def test_norms_that_nobody_trained_need_no_copy(what: str, tmp_path: Path) -> None:
     MODEL.write(tmp_path / "base.gguf")
@@ -408,7 +509,11 @@ def harmless_card(card: str, model_id: str | None) -> None:
 
 
 @settings(deadline=None)
-@given(name=st.text(st.characters(codec=None), max_size=30), model_id=st.none() | st.text(max_size=20))
+@given(
+    name=st.text(st.characters(codec=None), max_size=30),
+    model_id=st.none()
+    | st.from_regex(r"[\w.-]{1,9}/[\w.-]{1,9}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+)
 def test_no_name_does_anything_in_a_card(name: str, model_id: str | None) -> None:
     with MODEL.checkpoint(MODEL.factors()) as checkpoint:
         options = Options(to="peft", name=name, base_model_id=model_id)

@@ -120,7 +120,8 @@ def test_llama_cpp_loads_shorter_floats(outtype: str, tolerance: float, made: Pa
 def test_a_checkpoint_and_the_adapter_beside_it_behave_alike(checkpoint: str, adapter: str, tmp_path: Path) -> None:
     found = []
     for name in (checkpoint, adapter):
-        out = tmp_path / f"{name}.lora.gguf"
+        out = tmp_path / name / "lora.gguf"
+        out.parent.mkdir()
         report = ggcl_fast.convert(DATA / name, out, to="adapter", base=BASE)
         found.append((llama_cpp(BASE, out), llama_cpp(Path(report.extra_outputs[0]), out)))
     (alone, whole), (other_alone, other_whole) = found

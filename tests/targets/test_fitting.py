@@ -350,6 +350,24 @@ def test_heads_that_do_not_divide_the_rows_are_refused(heads: tuple[int, int], m
     assert os.listdir(tmp_path) == ["lora.ggla"]
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (8, 8), (8, 2), (4, 1), (2, 4)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_heads_by_which_q_and_k_differ_are_refused(heads: tuple[int, int], order: int, tmp_path: Path) -> None:
+    """`--heads 4` means as many for keys, which a model with grouped queries has not."""
+    source = foreign(tmp_path / "lora.ggla", some_factors(dict([*ROTATED.items()][::order])))
+    message = f"by {heads[0]} heads and {heads[1]} of keys, heads have different lengths: expected .*, found .*N_KV"
+    for to, rows in ("adapter", "auto"), ("peft", "gguf"):
+        with pytest.raises(CheckpointError, match=message):
+            ggcl_fast.convert(source, tmp_path / "out", to=to, heads=heads, rows=rows)
+    contradicts_itself = base_model(
+        tmp_path / "base.gguf", "llama", MODEL.weights(), block_count=3,
+        **{"attention.head_count": heads[0], "attention.head_count_kv": heads[1]},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=message):
+        ggcl_fast.convert(source, tmp_path / "out", to="merged", base=contradicts_itself)
+    assert sorted(os.listdir(tmp_path)) == ["base.gguf", "lora.ggla"]
+
+
 def test_rows_of_other_architectures_are_taken_only_as_they_stand(tmp_path: Path) -> None:
     fused = {"blk.0.attn_qkv.weight": (96, 32)}
     for arch, shapes in ("falcon", fused), ("llama", fused), ("qwen2", ROTATED):
@@ -360,7 +378,8 @@ def test_rows_of_other_architectures_are_taken_only_as_they_stand(tmp_path: Path
         report = ggcl_fast.convert(source, tmp_path / "a.gguf", arch=arch, rows="gguf", force=True)
         modules = " and ".join(sorted(weight.split(".")[2] for weight in shapes))
         assert report.notes == (
-            f"the rows of {modules} were taken as they stand: they are not in the order of GGUF's models",
+            f"the rows of {modules} were taken as they stand: they are in Hugging Face's order, which may not be the "
+            "order of GGUF's models",
         )
         for weight, (_, b) in factors.items():
             assert read_gguf(tmp_path / "a.gguf")[f"{weight}.lora_b"].tobytes() == b.tobytes()

@@ -10,6 +10,7 @@ import pytest
 
 import ggcl_fast
 from ggcl_fast import CheckpointError
+from ggcl_fast.targets import about
 
 from ..gguf_parts import STRING, U32, Parts, Tensor
 from ..models import Floats, Model, Type, delta, field_value, is_norm, kinds_of, read_gguf
@@ -326,6 +327,24 @@ def test_a_quotient_that_is_too_large_is_an_error(tmp_path: Path) -> None:
     model.write(tmp_path / "base.gguf", extra={"blk.0.attn_q.scale": np.full(1, 1e-45, np.float32)})
     with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_q\.weight.*too large for F32"):
         rewritten(tmp_path, model.factors(), "merged", model=model)
+
+
+def test_an_adapter_divides_by_no_scale(tmp_path: Path) -> None:
+    model = Model(n_layer=1)
+    for scale in (0.0, np.inf, 1.0):
+        model.write(tmp_path / "base.gguf", extra={"blk.0.attn_q.scale": np.full(1, scale, np.float32)})
+        _, report = rewritten(tmp_path, model.factors(), "adapter", model=model)
+        assert "llama.cpp aborts" in report.notes[0]
+
+
+@pytest.mark.parametrize("kind", [Type.Q6_K, Type.IQ4_XS])
+def test_a_file_type_tells_of_types_that_are_kept_too(kind: Type) -> None:
+    """As where most weights were of another type, and became F16 in part."""
+    before, after = {Type.Q4_K: 3, kind: 2}, {Type.Q4_K: 1, kind: 2, Type.F16: 1}
+    (entry,) = about.file_type(before, after)
+    assert entry.value == gguf.LlamaFileType[f"MOSTLY_{kind.name}"]
+    (mixture,) = about.file_type(after, before)
+    assert mixture.value == gguf.LlamaFileType.MOSTLY_Q4_K_M
 
 
 # --- what is said ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import struct
@@ -256,8 +255,7 @@ def test_a_peft_folder_holds_every_delta(
         leaf = module.rpartition(".")[2]
         assert leaf in config["target_modules"]
         assert config["rank_pattern"].get(leaf, config["r"]) == a.shape[1]
-        factor = a.shape[1] / config["alpha_pattern"].get(leaf, config["lora_alpha"])  # what PEFT divides by
-        assert math.frexp(factor)[0] == 0.5
+        factor = a.shape[1] / config["lora_alpha"]  # what PEFT divides by
         if last == "token_embd":
             up, down = tensors.pop(f"{prefix}.lora_embedding_A").T, tensors.pop(f"{prefix}.lora_embedding_B").T
         else:
@@ -267,7 +265,41 @@ def test_a_peft_folder_holds_every_delta(
         close(up, b * scale * factor, kind)
         close(down, a.T, kind)
     assert tensors == {}
+    assert config["alpha_pattern"] == {}
     assert config["lora_alpha"] == config["r"]
+
+
+def test_one_alpha_holds_for_every_rank(tmp_path: Path) -> None:
+    """Programs that do not know alpha_pattern would take other deltas than were trained, in silence."""
+    model = Model(ranks={"attn_q": 6, "attn_k": 3, "attn_v": 8, "ffn_up": 5})
+    factors = model.factors()
+    with model.checkpoint(factors) as checkpoint:
+        report = ggcl_fast.convert(checkpoint, tmp_path / "peft", to="peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    tensors = safetensors.numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert config["alpha_pattern"] == {}
+    assert not any("alpha" in note for note in report.notes)
+    for weight, module in ("blk.1.attn_v.weight", "self_attn.v_proj"), ("blk.0.ffn_up.weight", "mlp.up_proj"):
+        a, b = factors[weight]
+        found = tensors[f"base_model.model.model.layers.{weight[4]}.{module}.lora_B.weight"]
+        exact = b.astype(np.float64) * a.shape[1] / config["lora_alpha"]
+        assert np.abs(found - exact).max() <= np.spacing(np.abs(found).max()) / 2
+
+
+def test_norms_that_nobody_trained_are_no_weights_of_peft(tmp_path: Path) -> None:
+    model = Model(n_layer=1)
+    model.write(tmp_path / "base.gguf")
+    factors = {name: (a, b * (not is_norm(name))) for name, (a, b) in model.factors().items()}
+    with model.checkpoint(factors) as checkpoint:
+        for base in None, tmp_path / "base.gguf":
+            report = ggcl_fast.convert(checkpoint, tmp_path / "peft", to="peft", base=base, force=True)
+            assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["modules_to_save"] is None
+            assert not any("norm" in note for note in report.notes)
+        assert ggcl_fast.convert(checkpoint, tmp_path / "a.gguf", to="adapter").notes == ()
+        told = ggcl_fast.convert(
+            checkpoint, tmp_path / "b.gguf", to="adapter", base=tmp_path / "base.gguf", base_out=tmp_path / "copy.gguf"
+        )
+    assert told.notes == (f"{tmp_path / 'copy.gguf'} is not written: no norm was trained",)
 
 
 def test_ranks_that_differ_between_layers_are_named_by_layer(tmp_path: Path) -> None:
