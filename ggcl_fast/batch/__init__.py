@@ -5,7 +5,7 @@ What affects several jobs together lives here.  Nothing in this wing knows what 
 ==========  ==================================================================
 `jobs`      a job, its result, and one job done
 `search`    which files of a folder are checkpoints, and what each becomes
-`copies`    copies of the base model that several jobs would write alike
+`copies`    jobs whose adapters are for the same copy of the base model
 `progress`  how far they are, in bytes
 `pool`      processes that can be stopped, and end with their parent
 `flight`    what is in work on an executor

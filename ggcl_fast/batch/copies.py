@@ -46,7 +46,7 @@ class Queue:
         return True
 
     def released(self) -> Iterator[Job]:
-        """Yield the jobs that are free, which are then nobody's to wait for."""
+        """Yield the jobs that are free, and forget them."""
         while self.free:
             self.n_waiting -= 1
             yield self.free.popleft()

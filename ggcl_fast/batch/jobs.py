@@ -81,7 +81,6 @@ def _needs_copy(job: Job, options: Options) -> bool:
     from ..targets.deltas import trains_norms
 
     assert options.base is not None  # or there would be no copy
-
     with open_checkpoint(job.source, engine=options.engine) as checkpoint:
         if not trains_norms(checkpoint):
             return False
