@@ -18,17 +18,17 @@ from .readers import open_checkpoint
 from .readers.engine import Engine
 from .storage import outputs
 from .storage.creating import new_outputs
-from .storage.identity import Claims
+from .storage.files import OutputFile
+from .storage.identity import Claims, is_one_file
 from .storage.outputs import Nowhere, Output, Outputs, Progress, Told, Writer
 from .storage.sources import Source
-from .storage.urls import StrPath, public_name
+from .storage.urls import StrPath, located, public_name
 from .targets import DEFAULT, OUTTYPES, names
 from .targets.options import ROWS, Options
 from .targets.plan import Plan, planner
 
 if TYPE_CHECKING:
     from .targets.base_model import BaseModel
-    from .targets.copies import Found
 
 __all__ = ["ConversionReport", "convert", "run"]
 
@@ -170,8 +170,14 @@ def convert(
     return run(source, target, options)
 
 
-def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> ConversionReport:
-    """Do what `convert` does, with its keywords as `options`."""
+def run(
+    source: StrPath | Checkpoint, target: StrPath, options: Options, *, copied: StrPath | None = None
+) -> ConversionReport:
+    """Do what `convert` does, with its keywords as `options`.
+
+    `copied` is a copy of the base model that another job of the run has made: where this one would write the same, it
+    gives that file another name.
+    """
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if isinstance(source, Checkpoint):
@@ -180,7 +186,7 @@ def run(source: StrPath | Checkpoint, target: StrPath, options: Options) -> Conv
             checkpoint = stack.enter_context(open_checkpoint(source, engine=options.engine))
         options = options.for_format(checkpoint.format, checkpoint.source.name)
         base = stack.enter_context(_base_model(options.base)) if options.base is not None else None
-        report = _convert(checkpoint, base, target, options)
+        report = _convert(checkpoint, base, target, options, copied)
     report = report._replace(seconds=time.perf_counter() - begin)
     _log.info("%s: %s made of it, %d bytes, %.3f s", report.source, report.target, report.target_bytes, report.seconds)
     return report
@@ -198,21 +204,20 @@ def _trains_norms(checkpoint: Checkpoint) -> bool:
     return trains_norms(checkpoint)
 
 
-def _find_copy(checkpoint: Checkpoint, base: BaseModel, target: StrPath, options: Options) -> Found | None:
-    if options.to != "adapter":
-        return None
-    from .targets.copies import find_copy
+def _warnings_of_copy(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> tuple[str, ...] | None:
+    from .targets.copies import warnings_of_copy
 
-    return find_copy(checkpoint, base, target, options)
+    return warnings_of_copy(checkpoint, base, path)
 
 
-def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options) -> ConversionReport:
+def _convert(
+    checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options, copied: StrPath | None
+) -> ConversionReport:
     _check_ff(checkpoint, options.ff)
     sources = [checkpoint.source] if base is None else [checkpoint.source, base.source]
     norms = base is not None and _trains_norms(checkpoint)
-    there = _find_copy(checkpoint, base, target, options) if norms and base is not None else None
-    written = names.outputs(target, options, norms=norms and there is None)
-    Claims().add(sources, names.taken(target, options, norms=norms and there is None))
+    written = names.outputs(target, options, norms=norms)
+    Claims().add(sources, names.taken(target, options, norms=norms))
     outputs = new_outputs(
         written, folder=options.folder, together=options.base_out is None, force=options.force, fsync=options.fsync,
         parents=options.parents,
@@ -222,11 +227,16 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
 
         check_finite(checkpoint, engine=options.engine)
     assert options.to is not None  # `Options.for_format` has seen to it
-    plan = planner(options.to)(checkpoint, options, base, written if there is None else [there.path, *written])
-    if there is not None:
-        plan = plan._replace(files=plan.files[1:])
-    told = _told(options.progress, sum(file.nbytes for file in plan.files))
+    plan = planner(options.to)(checkpoint, options, base, written)
+    warnings = None
+    if copied is not None and len(written) > 1 and base is not None and not options.dry_run:
+        warnings = _warnings_of_copy(checkpoint, base, copied)
+        plan = plan.with_copy(located(copied)) if warnings is not None else plan
+    told = _told(options.progress, sum(file.nbytes for file in plan.files if file.same_as is None))
     nbytes = _count(plan, told) if options.dry_run else _write(sources, plan, outputs, told)
+    notes = plan.notes
+    if copied is not None and warnings is not None and is_one_file(written[0], copied):
+        notes = (*notes, f"{public_name(written[0])} and {public_name(copied)} are two names of one file")
     return ConversionReport(
         source=checkpoint.source.name,
         target=public_name(target),
@@ -237,9 +247,9 @@ def _convert(checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, op
         n_ff=checkpoint.parameters.n_ff,
         seconds=0.0,
         dry_run=options.dry_run,
-        warnings=(*checkpoint.warnings, *plan.late(), *(there.warnings if there is not None else ())),
+        warnings=(*checkpoint.warnings, *plan.late(), *(warnings or ())),
         to=options.to,
-        notes=plan.notes,
+        notes=notes,
         extra_outputs=tuple(public_name(name) for name in written if name != target),
     )
 
@@ -277,6 +287,9 @@ def _write(sources: Sequence[Source], plan: Plan, outputs: Sequence[Output], tol
         of_files = outputs if len(outputs) == len(plan.files) else [*outputs] * len(plan.files)
         for output, file in zip(of_files, plan.files):
             with output.file(file.name) as writer:
+                if file.same_as is not None and isinstance(writer, OutputFile) and writer.become(file.same_as):
+                    nbytes += writer.nbytes
+                    continue
                 if file.nbytes >= _PREALLOCATED:
                     writer.preallocate(file.nbytes)
                 file.write(told(writer))

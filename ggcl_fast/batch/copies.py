@@ -1,4 +1,4 @@
-"""Jobs whose adapters are for the same copy of the base model: one of them writes it, the others come after it."""
+"""Jobs that would write the same copy of the base model: one writes it, and the others give it their names."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
+from typing import Final
 
 from ..storage.streams import is_stream
-from ..storage.urls import is_url, located
+from ..storage.urls import StrPath, is_url, located
 from ..targets.options import Options
 from .jobs import Job, JobResult
 
 __all__ = ["Queue"]
 
+_KEPT: Final = 1000  # copies that were made, for jobs that come later
+
+_Copy = tuple[str, str]  # its folder, and what tells it from others there
+
 
 class Queue:
-    """The jobs of a run that would write a copy, each behind those that would write the same.
-
-    Who comes after finds the copy where `targets.copies` looks for it; where it is not there, because its writer has
-    failed, the next one writes it.
-    """
+    """The jobs of a run that write a copy, one at a time of those that would write the same."""
 
     def __init__(self, options: Options, *, skip_existing: bool) -> None:
         self._options = options
         self._skip_existing = skip_existing
-        self._first: dict[str, tuple[str, str]] = {}  # copies that are being written, by their writers' targets
-        self._behind: dict[tuple[str, str], deque[Job]] = {}  # by copy
+        self._in_work: dict[str, _Copy] = {}  # by target
+        self._behind: dict[_Copy, deque[Job]] = {}  # who waits for those in work
+        self._made: dict[_Copy, StrPath] = {}
+        self.copies: dict[str, StrPath] = {}
+        """Copies that were made, by targets of jobs in work that would write the same."""
         self.free: deque[Job] = deque()
         """Jobs that have waited and can be done now."""
         self.n_waiting = 0
@@ -42,7 +46,7 @@ class Queue:
             self.n_waiting += 1
             return False
         self._behind[copy] = deque()
-        self._first[located(job.target)] = copy
+        self._begin(job, copy)
         return True
 
     def released(self) -> Iterator[Job]:
@@ -53,20 +57,29 @@ class Queue:
 
     def land(self, result: JobResult) -> None:
         """Take what became of a job that could be done."""
-        copy = self._first.pop(located(result.job.target), None)
+        target = located(result.job.target)
+        self.copies.pop(target, None)
+        copy = self._in_work.pop(target, None)
         if copy is None:
             return
-        behind = self._behind.pop(copy)
-        if result.status == "failed" and behind:  # one after the other, until one has written it
-            self._behind[copy] = behind
-            job = behind.popleft()
-            self._first[located(job.target)] = copy
+        if result.report is not None and result.report.extra_outputs and not result.report.dry_run:
+            self._made[copy] = result.report.extra_outputs[0]
+            if len(self._made) > _KEPT:
+                del self._made[next(iter(self._made))]
+        if self._behind[copy]:
+            job = self._behind[copy].popleft()
+            self._begin(job, copy)
             self.free.append(job)
         else:
-            self.free += behind
+            del self._behind[copy]
 
-    def _copy(self, job: Job) -> tuple[str, str] | None:
-        """Return what tells the copy that `job` would write: its folder and its norms.
+    def _begin(self, job: Job, copy: _Copy) -> None:
+        self._in_work[located(job.target)] = copy
+        if copy in self._made:
+            self.copies[located(job.target)] = self._made[copy]
+
+    def _copy(self, job: Job) -> _Copy | None:
+        """Return what tells the copy that `job` would write.
 
         None where it writes none, or its source is no local file, which can be read twice at no cost.
         """

@@ -52,7 +52,7 @@ class Flight:
             self._pool = Pool(self._workers, tells=self._tally is not None)
         pool = self._pool
         try:
-            future = pool.submit(self._again if times_lost else self._work, jobs)
+            future = pool.submit((self._again if times_lost else self._work).for_jobs(jobs), jobs)
         except BrokenExecutor as error:
             yield from self._lose(jobs, times_lost, pool, error)
         except (RuntimeError, OSError) as error:

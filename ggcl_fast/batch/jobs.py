@@ -57,7 +57,7 @@ def _is_there(job: Job, options: Options) -> Literal["all", "some", "nothing"]:
     if all(there):
         return "all"
     if there[-1] and len(written) > 1 and not _needs_copy(job, options):
-        return "all"  # there never was a copy of the base model, or it is another job's
+        return "all"  # there never was a copy of the base model
     return "some" if any(there) else "nothing"
 
 
@@ -74,22 +74,16 @@ def _exists(target: StrPath) -> bool:
 
 
 def _needs_copy(job: Job, options: Options) -> bool:
-    """Tell whether an adapter comes with a copy of its base model that is not there."""
+    """Tell whether an adapter comes with a copy of its base model."""
     from ..readers import open_checkpoint
-    from ..targets.base_model import BaseModel
-    from ..targets.copies import find_copy
     from ..targets.deltas import trains_norms
 
-    assert options.base is not None  # or there would be no copy
     with open_checkpoint(job.source, engine=options.engine) as checkpoint:
-        if not trains_norms(checkpoint):
-            return False
-        with BaseModel(options.base) as base:
-            return find_copy(checkpoint, base, job.target, options) is None
+        return trains_norms(checkpoint)
 
 
-def convert_one(job: Job, options: Options, *, skip_existing: bool) -> JobResult:
-    """Do one job."""
+def convert_one(job: Job, options: Options, *, skip_existing: bool, copied: StrPath | None = None) -> JobResult:
+    """Do one job; `copied` is as in `conversion.run`."""
     from ..conversion import run
 
     try:
@@ -98,6 +92,6 @@ def convert_one(job: Job, options: Options, *, skip_existing: bool) -> JobResult
             if there == "all":
                 return JobResult(job, "skipped", None, None)
             options = options.replacing() if there == "some" else options  # what is left of it is done again
-        return JobResult(job, "converted", run(job.source, job.target, options), None)
+        return JobResult(job, "converted", run(job.source, job.target, options, copied=copied), None)
     except Exception as error:
         return JobResult(job, "failed", None, error.with_traceback(None))

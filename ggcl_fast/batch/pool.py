@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import connection
 from typing import Final
@@ -35,20 +36,28 @@ class _Ended(BaseException):
     status = 128 + signal.SIGTERM
 
 
+@dataclasses.dataclass(frozen=True)
 class Work:
     """What is done with some jobs; goes to workers by pickle.
 
     It returns a result for each job that was begun: all of them, unless the worker was told to stop.
     """
 
-    def __init__(self, options: Options, *, skip_existing: bool, since: float | None = None) -> None:
-        self.options = options
-        self.skip_existing = skip_existing
-        self.since = since
+    options: Options
+    skip_existing: bool
+    copies: Mapping[str, StrPath]
+    """As of `copies.Queue.copies`."""
+    since: float | None = None
 
     def again(self, since: float) -> Work:
         """Return the same for jobs that may have been done since that time, without anybody's hearing of it."""
-        return Work(self.options, skip_existing=self.skip_existing, since=since)
+        return dataclasses.replace(self, since=since)
+
+    def for_jobs(self, jobs: list[Job]) -> Work:
+        """Return the same with what concerns these jobs alone, as it is now."""
+        targets = [located(job.target) for job in jobs]
+        copies = {target: self.copies[target] for target in targets if target in self.copies}
+        return dataclasses.replace(self, copies=copies)
 
     def __call__(self, jobs: list[Job]) -> list[JobResult]:
         """Do some jobs."""
@@ -65,12 +74,14 @@ class Work:
     def one(self, job: Job, progress: Progress | None = None) -> JobResult:
         """Do one job, and tell `progress` of bytes of its source."""
         options, skip_existing = self.options, self.skip_existing
+        copied = self.copies.get(located(job.target)) if self.copies else None
         if self.since is not None and _is_newer(job.target, self.since):  # no other job of the run writes it
             options, skip_existing = options.replacing(), False
         if progress is None:
-            return convert_one(job, options, skip_existing=skip_existing)
+            return convert_one(job, options, skip_existing=skip_existing, copied=copied)
         share = Share(job.source, progress)
-        result = convert_one(job, dataclasses.replace(options, progress=share), skip_existing=skip_existing)
+        options = dataclasses.replace(options, progress=share)
+        result = convert_one(job, options, skip_existing=skip_existing, copied=copied)
         share.finish(result)
         return result
 

@@ -45,9 +45,9 @@ def convert_many(
     """Convert many checkpoints, and yield a result for each as it comes, in no particular order.
 
     Jobs are taken from their iterable as room appears in a window of work in flight, and each result is given out as
-    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.  Of local files
-    whose adapters are for the same copy of the base model in the same folder, one writes it and the others wait for it;
-    a note in each report tells which copy it is.
+    soon as it is there: a million jobs need the memory of a window of them, and 200 bytes for each.  Local files
+    of which the same copy of the base model would be written to the same folder come one after the other: the first
+    writes it, and the others give that file their names, which a note in their reports tells.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ def convert_many(
     given = Options(**options)
     common = dataclasses.replace(given, progress=None)
     tally = Tally(given.progress) if given.progress is not None else None
-    work = Work(common, skip_existing=skip_existing)
     source = _Jobs((Job(*job) for job in jobs), common, stop, skip_existing=skip_existing)
+    work = Work(common, skip_existing, source.queue.copies)
     if isinstance(jobs, Sequence):
         source.expect([Job(*job) for job in jobs])
     if executor is None and workers == 1:
@@ -129,7 +129,7 @@ class _Jobs:
         self._options = options
         self._claims = Claims()
         self._refused: list[JobResult] = []
-        self._queue = Queue(options, skip_existing=skip_existing)
+        self.queue = Queue(options, skip_existing=skip_existing)
         self._ended = False
         self.stop = stop
 
@@ -147,18 +147,18 @@ class _Jobs:
     @property
     def n_waiting(self) -> int:
         """Jobs that were taken and wait for another; none while some can be done at once."""
-        return self._queue.n_waiting if not self._queue.free else 0
+        return self.queue.n_waiting if not self.queue.free else 0
 
     @property
     def has_more(self) -> bool:
         """Whether there may be more to take."""
-        return not self.stopped and bool(self._queue.free or not self._ended)
+        return not self.stopped and bool(self.queue.free or not self._ended)
 
     def take(self, n: int) -> list[Job]:
         """Take up to `n` jobs; return those that can be done now, which may be none."""
-        some = list(islice(self._queue.released(), n)) if not self.stopped else []
+        some = list(islice(self.queue.released(), n)) if not self.stopped else []
         n_taken = len(some)
-        while n_taken < n and self.has_more and not self._queue.free:
+        while n_taken < n and self.has_more and not self.queue.free:
             job = next(self._jobs, None)
             if job is None:
                 self._ended = True
@@ -169,14 +169,14 @@ class _Jobs:
                 self._refused.append(JobResult(job, "failed", None, error.with_traceback(None)))
             else:
                 n_taken += 1
-                if self._queue.admit(job):
+                if self.queue.admit(job):
                     some.append(job)
         return some
 
     def landed(self, results: Iterable[JobResult]) -> Iterator[JobResult]:
         """Yield what became of jobs that were given out; others may have waited for it."""
         for result in results:
-            self._queue.land(result)
+            self.queue.land(result)
             yield result
 
     def refused(self) -> Iterator[JobResult]:

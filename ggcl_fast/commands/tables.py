@@ -114,7 +114,7 @@ def _made(one: Made) -> str:
         facts = ["an adapter for Hugging Face's PEFT"]
         facts += [f"rank {one.rank}"] if one.rank is not None else []
     else:
-        training = printable(" and ".join(part[:_SHORT] for part in (one.training or "unknown").split()))
+        training = printable((one.training or "unknown")[:_SHORT])
         facts = [f"a model with {printable(one.holds or 'something')} of training {training}"]
         facts += [f"made by ggcl_fast {printable(one.version or 'unknown')}"]
     facts += [f"called {printable(one.name)}"] if one.name else []

@@ -16,8 +16,8 @@ import numpy as np
 from .schema import MODULES
 
 __all__ = [
-    "ADAPTER", "ARCH", "ARCHITECTURE", "CONSTANT", "FILE_VERSION", "HEAD_COUNT_KV", "KIND", "KNOWN", "MODEL",
-    "OPTIMIZER", "OPTIMIZER_FILE_VERSION", "OPTIMIZER_TYPE", "RANKS", "STATE", "TRAINED", "TRAINING",
+    "ADAPTER", "ARCH", "ARCHITECTURE", "CONSTANT", "FILE_VERSION", "HEAD_COUNT_KV", "INVOCATION", "KIND", "KNOWN",
+    "MODEL", "OPTIMIZER", "OPTIMIZER_FILE_VERSION", "OPTIMIZER_TYPE", "RANKS", "STATE", "TRAINED", "TRAINING",
     "TRAINING_COUNTS", "TRAINING_TYPE", "Key", "is_architecture",
 ]  # fmt: skip
 
@@ -31,6 +31,8 @@ KIND: Final = _KEYS.General.TYPE
 """Key that tells an adapter from a model."""
 ADAPTER: Final = gguf.GGUFType.ADAPTER
 """Its value in adapters."""
+INVOCATION: Final = "adapter.alora.invocation_tokens"
+"""Key of the tokens behind which alone an activated LoRA counts."""
 
 
 _ARCHITECTURE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)

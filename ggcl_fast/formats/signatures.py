@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 from .layout import GGCL_MAGIC, GGLA_MAGIC, GGUF_MAGIC
 
 __all__ = [
-    "GGCL", "GGLA", "GGUF", "HOLDS", "LEFT_OUT", "LONGEST_SIGNATURE", "MADE_BY", "TRAINING", "Format", "found",
-    "recognise",
+    "BEFORE", "GGCL", "GGLA", "GGUF", "HOLDS", "LEFT_OUT", "LONGEST_SIGNATURE", "MADE_BY", "TRAINING", "Format",
+    "found", "recognise",
 ]  # fmt: skip
 
 
@@ -90,7 +90,9 @@ HOLDS: Final = "ggcl_fast.holds"
 LEFT_OUT: Final = "ggcl_fast.left_out"
 """Key of an adapter among them: what of the training is not in it, where something is not."""
 TRAINING: Final = "ggcl_fast.training"
-"""Key of all of them: by what training they came to be; of models by which ones, with spaces between them."""
+"""Key of all of them: by what training they came to be."""
+BEFORE: Final = "ggcl_fast.before"
+"""Key of a model among them: the trainings that its base was made with, each of which norms alone behind a colon."""
 LONGEST_SIGNATURE: Final = 262
 """Bytes of a file that `recognise` asks for."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from ..checkpoint import ALONE, Checkpoint, Training, layer_of
 from ..errors import CheckpointError
 from ..formats.decoded import Decoded, EncodedTensor, can_decode
-from ..formats.finetune_keys import ADAPTER, KIND, Key
+from ..formats.finetune_keys import ADAPTER, INVOCATION, KIND, Key
 from ..formats.gguf_header import GGUFHeader, Value
 from ..formats.gguf_keys import GGUFKeys
 from ..formats.gguf_tensors import GGUFTensor
@@ -33,7 +33,7 @@ _TYPE: Final = Key(gguf.Keys.Adapter.TYPE, gguf.GGUFValueType.STRING)
 _ALPHA: Final = Key(gguf.Keys.Adapter.LORA_ALPHA, gguf.GGUFValueType.FLOAT32)
 _ADAPTER: Final = "lora"
 _TELLS: Final = (
-    MADE_BY.partition(".")[0], gguf.Keys.General.NAME, "general.base_model.", "adapter.alora.",
+    MADE_BY.partition(".")[0], gguf.Keys.General.NAME, "general.base_model.",
     "adapter.lora.task_name", "adapter.lora.prompt_prefix",
 )  # fmt: skip
 """How the keys begin by which it tells of itself, and that no field of a checkpoint has."""
@@ -101,12 +101,11 @@ def read(source: Source, header: GGUFHeader) -> Checkpoint:
 
 
 def _extra(header: GGUFHeader) -> dict[str, Value]:
-    """Return the keys by which the adapter tells of itself; of arrays, what they are."""
-    return {
-        name: header.keys.get(name, f"{field.type.name.lower()} of {field.length}")
-        for name, field in header.fields.items()
-        if name.startswith(_TELLS)
-    }
+    """Return the keys by which the adapter tells of itself; of the tokens that invoke it, how many there are."""
+    extra = {name: value for name, value in header.keys.items() if name.startswith(_TELLS)}
+    if INVOCATION in header.fields:
+        extra[INVOCATION] = header.fields[INVOCATION].length
+    return extra
 
 
 def _encoded(source: Source, row: int, tensor: GGUFTensor, *, is_transposed: bool) -> EncodedTensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from ..checkpoint import Checkpoint, Lbfgs
+import numpy as np
+
+from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
+from ..formats.schema import OUTPUT, TOKEN_EMBD
 from ..storage.sources import Source, read_at
 
 __all__ = ["with_tail_noted", "with_tail_told"]
@@ -14,7 +17,9 @@ __all__ = ["with_tail_noted", "with_tail_told"]
 _SUSPECT: Final = 512  # bytes: padding and counts of nothing have fewer
 _BLOCK: Final = 1 << 20  # bytes looked at together
 _WHY: Final = "as a download leaves them that was never finished"
-_GRADIENTS: Final = "optimizer.lbfgs.current_gradients"
+_FEW: Final = 64  # values that may be zero by themselves
+_FILLED: Final = {"adam": "optimizer.adam.second_moments", "lbfgs": "optimizer.lbfgs.current_gradients"}
+"""The last tensor of a GGUF checkpoint that is full after the first step."""
 
 
 def with_tail_noted(checkpoint: Checkpoint, source: Source) -> Checkpoint:
@@ -34,7 +39,7 @@ def with_tail_told(error: CheckpointError, source: Source) -> CheckpointError:
     at = error.offset
     if at is None or _is_far_or_ends(source) or not _is_zero(source, at, min(_BLOCK, source.size - at)):
         return error
-    return error.with_hint(f"zeros follow, {_WHY}")
+    return error.with_hint(f"{error.hint}; zeros follow, {_WHY}" if error.hint else f"zeros follow, {_WHY}")
 
 
 def _is_far_or_ends(source: Source) -> bool:
@@ -45,24 +50,44 @@ def _is_far_or_ends(source: Source) -> bool:
 def _can_end_in_zeros(checkpoint: Checkpoint) -> bool:
     """Tell whether zeros at the end may be what was written.
 
-    Before the first step the moments are zero, and B of an adapter, but A is not.  The memory of L-BFGS, which a GGUF
-    file ends with, is zero until it has been filled, but the gradients before it are not.
+    Before the first step the moments are zero, and B of an adapter, but A is not.  What a GGUF checkpoint ends with,
+    the memory of L-BFGS or Adam's past losses, is zero until it has been filled, but what is before it is not.
     """
-    table, optimizer = checkpoint.table, checkpoint.optimizer
-    pairs = sorted(checkpoint.pairs, key=lambda pair: max(map(int, table["offset"][[pair.row_a, pair.row_b]])))
-
-    def is_zero(row: int, last: int | None = None) -> bool:
-        offset, nbytes = int(table["offset"][row]), int(table["nbytes"][row])
-        n = min(nbytes, last or nbytes)
-        return _is_zero(checkpoint.source, offset + nbytes - n, n)
-
-    if is_zero(pairs[-1].row_a) and is_zero(pairs[-1].row_b):
-        return False
+    optimizer = checkpoint.optimizer
+    offsets = checkpoint.table["offset"]
+    last = max(checkpoint.pairs, key=lambda pair: max(map(int, offsets[[pair.row_a, pair.row_b]])))
     if optimizer is None:
-        return is_zero(pairs[0].row_b)
-    if checkpoint.format == "gguf" and isinstance(optimizer, Lbfgs) and not optimizer.just_initialized:
-        return not is_zero(checkpoint.names.index(_GRADIENTS), last=_SUSPECT)
+        return _can_end_so(checkpoint, last)
+    if not _n_values(checkpoint, last.row_a) and not _n_values(checkpoint, last.row_b):
+        return False
+    if checkpoint.format == "gguf" and not optimizer.just_initialized:
+        return _n_values(checkpoint, checkpoint.names.index(_FILLED[optimizer.name]), _SUSPECT // 4) > 0
     return optimizer.just_initialized
+
+
+def _can_end_so(checkpoint: Checkpoint, pair: Pair) -> bool:
+    """Tell whether an adapter can end as `pair`, its last, does: in nothing of B, or of some tokens."""
+    offsets = checkpoint.table["offset"]
+    other, row = sorted((pair.row_a, pair.row_b), key=lambda row: int(offsets[row]))
+    size, row_size = int(checkpoint.table["nbytes"][row]) // 4, int(checkpoint.table["ne0"][row])
+    left = _n_values(checkpoint, row)
+    if left == 0:
+        return _n_values(checkpoint, other, _FEW) > 0
+    return size - left < _FEW or (pair.weight in (TOKEN_EMBD, OUTPUT) and left % row_size == 0)
+
+
+def _n_values(checkpoint: Checkpoint, row: int, last: int = 0) -> int:
+    """Return how many values of a tensor are left without the zeros that it ends with, of the `last` alone if given."""
+    place = checkpoint.table[row]
+    size = int(place["nbytes"]) // 4
+    start = max(0, size - last) if last else 0
+    for stop in range(size, start, -(_BLOCK // 4)):
+        first = max(start, stop - _BLOCK // 4)
+        data = read_at(checkpoint.source, int(place["offset"]) + 4 * first, 4 * (stop - first))
+        found = np.flatnonzero(np.frombuffer(data, "<u4"))
+        if len(found):
+            return first + int(found[-1]) + 1 - start
+    return 0
 
 
 def _is_zero(source: Source, offset: int, nbytes: int) -> bool:

@@ -10,9 +10,10 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 
 from . import system
+from .holding import TRIES
 from .parts import FLAGS
 from .places import EXISTS, Place
-from .system import is_linked
+from .system import is_linked, lock_soon
 from .urls import StrPath
 
 __all__ = ["OutputFile", "OutputFolder"]
@@ -98,6 +99,43 @@ class OutputFile(Place):
         """Append `pieces`, at most `LONGEST_GATHER` of them, in order and without copying them together."""
         with self._naming_the_target():
             self._writer.writev(pieces)
+
+    def become(self, path: str) -> bool:
+        """Be another name of the file at `path`, in place of what was made; false where that cannot be.
+
+        That file is locked like any output: who comes for it waits.  Nothing can be written to it from here.
+        """
+        fd = -1
+        try:
+            real = os.path.realpath(path)
+            fd = os.open(real, FLAGS | os.O_RDONLY | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or not lock_soon(fd) or not self._replace_part(fd, real):
+                return False
+            fd, self._fd, old = -1, fd, self._fd
+            os.close(old)
+        except OSError:  # a file system without links, or something else than was expected
+            return False
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        self._writer = _FileWriter(self._fd)
+        self._writer.nbytes = os.fstat(self._fd).st_size
+        return True
+
+    def _replace_part(self, fd: int, path: str) -> bool:
+        """Let the temporary place be another name of `path`, open as `fd`; false where that is another file."""
+        for number in range(TRIES):  # a second temporary place, which is a leftover if this process is killed
+            name = self._numbered(number)
+            try:
+                os.link(path, name)
+            except FileExistsError:
+                continue
+            if is_linked(fd, name):
+                os.rename(name, self._part)
+                return True
+            os.unlink(name)
+            return False
+        return False
 
     def file(self, name: str) -> contextlib.AbstractContextManager[OutputFile]:  # noqa: ARG002
         """Give itself, whatever the name."""

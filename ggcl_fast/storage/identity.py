@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from .urls import StrPath, is_url, located, public_name
 
-__all__ = ["Claims", "Identified", "identities", "inode"]
+__all__ = ["Claims", "Identified", "identities", "inode", "is_one_file"]
 
 _INODE: Final = ("inode",)
 _LOOKS: Final = 3  # where two names seem to be one file: inodes are given out anew when a rival replaces what is there
@@ -53,6 +53,14 @@ def identities(name: StrPath) -> Iterator[tuple[object, ...]]:
     except ValueError:  # a NUL in it: opening it will tell
         path = text
     yield (path,)
+
+
+def is_one_file(one: StrPath, other: StrPath) -> bool:
+    """Tell whether two paths are names of one file on a local disk."""
+    try:
+        return os.path.samefile(located(one), located(other))
+    except (OSError, ValueError):
+        return False
 
 
 def inode(status: os.stat_result) -> tuple[object, ...]:

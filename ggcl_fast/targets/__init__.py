@@ -14,7 +14,7 @@ this wing knows where files go; it only names them.  To add an output, write its
 `checkpoint`  the GGUF finetune checkpoint
 `about`       what an output says about itself
 `rewriting`   a model written anew from another, some weights changed
-`copies`      copies of the base model with other norms: which are alike, and are there
+`copies`      copies of the base model with other norms: which are alike
 `adapter`     a GGUF LoRA adapter, and a copy of the base model with its norms
 `adding`      weights with their deltas added
 `merged`      the base model with every delta added

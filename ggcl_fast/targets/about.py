@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError, printable
 from ..formats.gguf_writer import KeyValue, packed
-from ..formats.signatures import HOLDS, LEFT_OUT, MADE_BY, TRAINING
+from ..formats.signatures import BEFORE, HOLDS, LEFT_OUT, MADE_BY, TRAINING
 from ..storage.sources import read_at
 from ..storage.urls import last_part
 from .names import SHARD
@@ -39,7 +39,6 @@ __all__ = [
     "of_adapter",
     "of_model",
     "refuse_twice",
-    "trainings",
 ]
 
 ALL: Final = "every delta"
@@ -48,6 +47,7 @@ NORMS: Final = "deltas of norms"
 """Of the copy of a base model that an adapter comes with."""
 _SAMPLE: Final = 1024  # bytes of a tensor
 _LEFT_NORMS: Final = "norms"
+_NORMS_ALONE: Final = ":norms"
 
 _HUB: Final = "https://huggingface.co/"
 _CARRIED: Final = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")
@@ -87,9 +87,11 @@ def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
     CheckpointError
         It was made with the same checkpoint.
     """
-    holds = base.header.keys.get(HOLDS)
+    own, known = fingerprint(checkpoint), _trainings(base)
     has_norms = any(pair.is_norm for pair in checkpoint.pairs)
-    if (holds != NORMS or has_norms) and fingerprint(checkpoint) in _trainings(base):
+    if own in known or (has_norms and own + _NORMS_ALONE in known):
+        is_last = base.header.keys.get(TRAINING) == own
+        holds = base.header.keys.get(HOLDS) if is_last else ALL if own in known else NORMS
         raise CheckpointError(
             f"this model has {holds} of the same training already: they would count twice", source=base.source.name,
             field=TRAINING, found=checkpoint.source.name, expected="another training",
@@ -98,9 +100,9 @@ def refuse_twice(checkpoint: Checkpoint, base: BaseModel, *, adds: str) -> None:
 
 
 def _trainings(base: BaseModel) -> list[str]:
-    """Return the fingerprints of what `base` was made with."""
-    known = base.header.keys.get(TRAINING)
-    return known.split() if isinstance(known, str) else []
+    """Return the fingerprints of what `base` was made with, as `BEFORE` has them."""
+    before, last, holds = (str(base.header.keys.get(key, "")) for key in (BEFORE, TRAINING, HOLDS))
+    return [*before.split(), *([last + _NORMS_ALONE * (holds == NORMS)] if last else [])]
 
 
 def of_adapter(
@@ -127,16 +129,14 @@ def of_model(checkpoint: Checkpoint, options: Options, base: BaseModel, holds: s
     """Return the keys that tell a model from the base that it was made from; `holds` is `ALL` or `NORMS`."""
     name = _name(checkpoint, options, base) + (" (norms)" if holds == NORMS else "")
     left_out = checkpoint.extra.get(LEFT_OUT)
-    is_there = left_out == _LEFT_NORMS and base.header.keys.get(HOLDS) == NORMS
-    if holds == ALL and isinstance(left_out, str) and not (is_there and fingerprint(checkpoint) in _trainings(base)):
+    own, known = fingerprint(checkpoint), _trainings(base)
+    is_there = left_out == _LEFT_NORMS and own + _NORMS_ALONE in known
+    if holds == ALL and isinstance(left_out, str) and not is_there:
         holds = _text(f"deltas, but none of {left_out},")
-    facts = {**_made(), TRAINING: trainings(checkpoint, base), HOLDS: holds}
+    facts = {**_made(), TRAINING: own, HOLDS: holds}
+    if before := [one for one in dict.fromkeys(known) if one.removesuffix(_NORMS_ALONE) != own]:
+        facts[BEFORE] = _text(" ".join(before))
     return [KeyValue(_K.NAME, name, _T.STRING), *_of_base(options, base), *_strings(facts)]
-
-
-def trainings(checkpoint: Checkpoint, base: BaseModel) -> str:
-    """Return what a model that is made of `base` and `checkpoint` says of its trainings."""
-    return " ".join(dict.fromkeys([*_trainings(base), fingerprint(checkpoint)]))
 
 
 def model_card(checkpoint: Checkpoint, options: Options, base: BaseModel | None) -> str:
@@ -177,7 +177,9 @@ def _text(name: str) -> str:
 
 
 def _base_name(base: BaseModel) -> str:
-    name = base.header.keys.get(_K.NAME)
+    """Return the base model's name; of a copy with other norms the name of the model that it was made from."""
+    keys = base.header.keys
+    name = keys.get(_K.BASE_MODEL_NAME.format(id=0) if keys.get(HOLDS) == NORMS else _K.NAME)
     return name if isinstance(name, str) and name else _text(SHARD.sub("", _stem(base.source.name)))
 
 

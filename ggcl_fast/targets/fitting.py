@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..formats.finetune_keys import ARCH, is_architecture
+from ..formats.finetune_keys import ARCH, INVOCATION, is_architecture
 from ..formats.schema import MODULES, OUTPUT, TOKEN_EMBD
 from .base_model import BaseModel
 from .options import Options
@@ -19,7 +19,6 @@ from .rows import in_gguf_order, padded
 
 __all__ = ["Fitted", "fit"]
 
-_INVOCATION: Final = "adapter.alora.invocation_tokens"
 _LLAMA: Final = frozenset(module.name for module in MODULES)
 
 
@@ -58,11 +57,11 @@ def fit(
         It is an activated LoRA, or the architecture is not known, or the checkpoint was trained on another model, or it
         is not known how to put its rows into order.
     """
-    if _INVOCATION in checkpoint.extra:
+    if INVOCATION in checkpoint.extra:
         raise CheckpointError(
             "an activated LoRA, which changes what follows certain tokens alone: no other file can tell that",
-            source=checkpoint.source.name, field=_INVOCATION, expected="none", found=checkpoint.extra[_INVOCATION],
-            hint="llama.cpp of today loads it as it is",
+            source=checkpoint.source.name, field=INVOCATION, expected="none",
+            found=f"{checkpoint.extra[INVOCATION]} tokens", hint="llama.cpp of today loads it as it is",
         )  # fmt: skip
     arch = _architecture(checkpoint, options, base)
     notes: list[str] = []

@@ -9,7 +9,7 @@ from typing import Final
 from ..storage.urls import StrPath, below, is_url, last_part, located
 from .options import Options
 
-__all__ = ["SHARD", "copy_of_base", "copy_prefix", "inputs", "outputs", "taken", "target_name"]
+__all__ = ["SHARD", "inputs", "outputs", "taken", "target_name"]
 
 SHARD: Final = re.compile(r"-\d{5}-of-\d{5}$", re.ASCII)
 """How the name of one of several files of a model ends."""
@@ -31,13 +31,12 @@ def inputs(source: StrPath, options: Options) -> list[StrPath]:
 def outputs(target: StrPath, options: Options, *, norms: bool = True) -> list[StrPath]:
     """Return what a job writes, in the order in which it appears; all but a folder are files of a `plan.Plan`.
 
-    Without `norms`, deltas of norms that somebody trained and no copy has yet, an adapter has no copy of its base model
-    with it.
+    Without `norms`, deltas of norms that somebody trained, an adapter has no copy of its base model with it.
     """
     if options.folder:
         return [target]
     if norms and options.to in ("adapter", None) and options.base is not None:
-        return [copy_of_base(target, options), target]
+        return [_base_copy(target, options), target]
     return [target]
 
 
@@ -46,15 +45,11 @@ def taken(target: StrPath, options: Options, *, norms: bool = True) -> list[StrP
     return [*outputs(target, options, norms=norms), *(below(located(target), name) for name in options.folder)]
 
 
-def copy_of_base(target: StrPath, options: Options) -> StrPath:
+def _base_copy(target: StrPath, options: Options) -> StrPath:
     """Return where the copy of the base model with changed norms goes: beside the adapter, named after both."""
     if options.base_out is not None:
         return options.base_out
-    name = copy_prefix(options) + os.path.splitext(last_part(target))[0] + ".gguf"
-    return f"{str(target).rpartition('/')[0]}/{name}" if is_url(target) else os.path.join(os.path.dirname(target), name)
-
-
-def copy_prefix(options: Options) -> str:
-    """Return what names of copies of the base model begin with."""
     assert options.base is not None  # or there would be no copy
-    return SHARD.sub("", os.path.splitext(last_part(options.base))[0]) + "-"
+    stems = [os.path.splitext(last_part(name))[0] for name in (options.base, target)]
+    name = f"{SHARD.sub('', stems[0])}-{stems[1]}.gguf"
+    return f"{str(target).rpartition('/')[0]}/{name}" if is_url(target) else os.path.join(os.path.dirname(target), name)

@@ -32,6 +32,8 @@ class File(NamedTuple):
     """Bytes that it will have."""
     name: str = ""
     """Its name in the target, where that is a folder."""
+    same_as: str | None = None
+    """A file that has the same bytes, names within it aside."""
 
 
 class Plan(NamedTuple):
@@ -45,6 +47,10 @@ class Plan(NamedTuple):
     """What the user should know: what was left out, or could not be kept as it was."""
     late: Callable[[], tuple[str, ...]] = tuple
     """Warnings of what is known only when all is written."""
+
+    def with_copy(self, path: str) -> Plan:
+        """Return the plan with its first file, the copy of a base model, the same as another."""
+        return self._replace(files=(self.files[0]._replace(same_as=path), *self.files[1:]))
 
 
 Planner = Callable[["Checkpoint", Options, "BaseModel | None", Sequence[StrPath]], Plan]

@@ -1,11 +1,13 @@
-"""The copy of a base model that several jobs would write alike: written once, and every adapter says which it is."""
+"""The copy of a base model that several jobs would write alike: one file, with a name for each adapter."""
 
 import contextlib
+import errno
 import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +17,11 @@ import numpy as np
 import pytest
 
 import ggcl_fast
-from ggcl_fast import JobResult, convert_many
+from ggcl_fast import JobResult, conversion, convert_many
 from ggcl_fast.commands.convert import main
-from ggcl_fast.targets.base_model import BaseModel
+from ggcl_fast.storage.files import OutputFile
 from ggcl_fast.targets.copies import copy_fingerprint
+from ggcl_fast.targets.options import Options
 
 from ..reference import DATA
 
@@ -61,10 +64,16 @@ def run(sources: Sequence[Path], out: Path, way: str = "here", **options: Any) -
     return {Path(result.job.source).stem: result for result in results}
 
 
-def note_of(result: JobResult) -> str:
+def notes_of(result: JobResult) -> tuple[str, ...]:
     assert result.report is not None, result.error
-    (note,) = (note for note in result.report.notes if "norm deltas" in note)
-    return note
+    return result.report.notes
+
+
+def hold_together(out: Path, *groups: str) -> None:
+    """Hold that the copies that come with adapters of these names are one file for each group."""
+    inodes = [{(out / f"base-{name}.gguf").stat().st_ino for name in group.split()} for group in groups]
+    assert [len(some) for some in inodes] == [1] * len(groups)
+    assert len(set.union(*inodes)) == len(groups)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -75,20 +84,22 @@ def test_what_is_the_same_is_written_once(way: str, tmp_path: Path) -> None:
     same = of_one_training(sources)
     others = [trained(sources / "norms.ggcl", 0.5), trained(sources / "weights.ggcl", 0.5, norm=False)]
     results = run([*same, *others], out, way)
-    ggcl_fast.convert(sources / "chk-320.ggcl", alone / "chk-320.gguf", to="adapter", base=BASE)
-    first = "base-chk-320.gguf"
-    names = {f"{source.stem}.gguf" for source in [*same, *others]}
-    assert {path.name for path in out.iterdir()} == names | {first, "base-norms.gguf", "base-weights.gguf"}
-    for name in (first, "chk-320.gguf"):
-        assert (out / name).read_bytes() == (alone / name).read_bytes()
-    assert (out / first).read_bytes() != (out / "base-norms.gguf").read_bytes()
-    for source in same:
-        assert str(out / first) in note_of(results[source.stem])
-        report = results[source.stem].report
-        assert report is not None
-        assert report.extra_outputs == ((str(out / first),) if source.stem == "chk-320" else ())
-    for source in others:
-        assert str(out / f"base-{source.stem}.gguf") in note_of(results[source.stem])
+    stems = [source.stem for source in [*same, *others]]
+    assert {path.name for path in out.iterdir()} == {f"{head}{name}.gguf" for head in ("", "base-") for name in stems}
+    hold_together(out, "chk-320 chk-LATEST lora-320 lora-LATEST", "norms", "weights")
+    for name in ("chk-320", "norms"):
+        ggcl_fast.convert(sources / f"{name}.ggcl", alone / f"{name}.gguf", to="adapter", base=BASE)
+        for file in (f"{name}.gguf", f"base-{name}.gguf"):
+            assert (out / file).read_bytes() == (alone / file).read_bytes()
+    for name, result in results.items():
+        norms, *more = notes_of(result)
+        assert norms == f"the norm deltas are in {out}/base-{name}.gguf: load the adapter upon that model"
+        assert len(more) == (name in ("chk-LATEST", "lora-320", "lora-LATEST"))
+        assert all(note.startswith(f"{out}/base-{name}.gguf and ") for note in more)
+        assert all(note.endswith(".gguf are two names of one file") for note in more)
+        assert result.report is not None
+        assert result.report.extra_outputs == (f"{out}/base-{name}.gguf",)
+        assert result.report.target_bytes == sum((out / f"{head}{name}.gguf").stat().st_size for head in ("", "base-"))
 
 
 def test_nothing_is_shared_where_no_norm_was_trained(tmp_path: Path) -> None:
@@ -103,17 +114,15 @@ def test_nothing_is_shared_where_no_norm_was_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_where_one_fails_the_next_writes_its_own(way: str, tmp_path: Path) -> None:
+def test_where_one_fails_the_next_writes_it(way: str, tmp_path: Path) -> None:
     sources, out = tmp_path / "sources", tmp_path / "out"
     sources.mkdir()
     out.mkdir()
     (out / "chk-320.gguf").write_bytes(b"somebody's")
     results = run(of_one_training(sources), out, way)
     assert {name for name, result in results.items() if result.status == "failed"} == {"chk-320"}
-    made = {path.name for path in out.iterdir()} - {f"{name}.gguf" for name in results}
-    assert made == {"base-chk-LATEST.gguf"}
-    for name in ("chk-LATEST", "lora-320", "lora-LATEST"):
-        assert str(out / "base-chk-LATEST.gguf") in note_of(results[name])
+    assert not (out / "base-chk-320.gguf").exists()
+    hold_together(out, "chk-LATEST lora-320 lora-LATEST")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -125,75 +134,44 @@ def test_what_is_there_is_left_and_what_is_missing_made_again(way: str, tmp_path
     run(files, out, way)
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
 
-    def again() -> dict[str, str]:
-        results = run(files, out, way, skip_existing=True)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    def again(some: Sequence[Path]) -> dict[str, str]:
+        results = run(some, out, way, skip_existing=True)
+        found = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert {name: len(data) for name, data in found.items()} == {name: len(data) for name, data in whole.items()}
         return {name: result.status for name, result in results.items()}
 
-    assert set(again().values()) == {"skipped"}
+    for some in (files, files[1:], files[::-1], files[2:3]):
+        assert set(again(some).values()) == {"skipped"}
     for name, job in (("base-chk-320.gguf", "chk-320"), ("lora-320.gguf", "lora-320"), ("chk-320.gguf", "chk-320")):
         (out / name).unlink()
-        assert {of for of, status in again().items() if status == "converted"} == {job}
+        assert {of for of, status in again(files).items() if status == "converted"} == {job}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_goes_on_whichever_file_it_was_that_wrote_the_copy(way: str, tmp_path: Path) -> None:
+def test_a_copy_is_replaced_for_one_and_stays_for_the_others(way: str, tmp_path: Path) -> None:
+    """As where training went on, and the latest checkpoint is converted again."""
     sources, out = tmp_path / "sources", tmp_path / "out"
     sources.mkdir()
     out.mkdir()
     files = of_one_training(sources)
     run(files, out, way)
-    inodes = {path.name: path.stat().st_ino for path in out.iterdir()}
-    for some in (files[1:], files[::-1], files[2:3]):
-        assert {result.status for result in run(some, out, way, skip_existing=True).values()} == {"skipped"}
-    assert {path.name: path.stat().st_ino for path in out.iterdir()} == inodes
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_copy_of_other_norms_is_not_taken(way: str, tmp_path: Path) -> None:
-    """What is there under the right name may be of another training: of another day."""
-    sources, out, alone = tmp_path / "sources", tmp_path / "out", tmp_path / "alone"
-    for folder in (sources, out, alone):
-        folder.mkdir()
-    run([trained(sources / "a.ggcl")], out, way)
-    old = (out / "base-a.gguf").read_bytes()
-    for add, norm in ((0.5, True), (0.25, False)):
-        files = [trained(sources / f"{name}.ggcl", add, norm=norm) for name in "abc"]
-        results = run(files, out, way, skip_existing=True)
-        assert {name: result.status for name, result in results.items()} == {
-            "a": "skipped", "b": "converted", "c": "converted"
-        }  # fmt: skip
-        assert (out / "base-a.gguf").read_bytes() == old
-        ggcl_fast.convert(files[1], alone / "b.gguf", to="adapter", base=BASE)
-        for file in ("b.gguf", "base-b.gguf"):
-            assert (out / file).read_bytes() == (alone / file).read_bytes()
-        assert str(out / "base-b.gguf") in note_of(results["b"])
-        assert str(out / "base-b.gguf") in note_of(results["c"])
-        for path in (out / "b.gguf", out / "base-b.gguf", out / "c.gguf", alone / "b.gguf", alone / "base-b.gguf"):
-            path.unlink()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_an_old_copy_under_the_own_name_is_replaced_or_in_the_way(way: str, tmp_path: Path) -> None:
-    """It would be loaded with the new adapter, by its name."""
-    out = tmp_path / "out"
-    out.mkdir()
-    run([trained(tmp_path / "b.ggcl", 0.5)], out, way)
-    old = (out / "base-b.gguf").read_bytes()
-    (out / "b.gguf").unlink()
-    files = [trained(tmp_path / f"{name}.ggcl") for name in "ab"]
-    results = run(files, out, way)
-    assert isinstance(results["b"].error, FileExistsError)
-    assert (out / "base-b.gguf").read_bytes() == old
-    results = run(files, out, way, force=True)
-    assert str(out / "base-b.gguf") in note_of(results["b"])
-    assert (out / "base-b.gguf").read_bytes() != old
+    old = (out / "base-chk-320.gguf").read_bytes()
+    trained(sources / "chk-LATEST.ggcl", 0.5)
+    run([sources / "chk-LATEST.ggcl"], out, way, force=True)
+    assert (out / "base-chk-LATEST.gguf").read_bytes() != old
+    assert (out / "base-chk-320.gguf").read_bytes() == old
+    hold_together(out, "chk-320 lora-320 lora-LATEST", "chk-LATEST")
+    for order in (files, files[::-1]):
+        run(order, out, way, force=True)
+        assert (out / "base-chk-LATEST.gguf").read_bytes() != (out / "base-chk-320.gguf").read_bytes()
+        hold_together(out, "chk-320 lora-320 lora-LATEST", "chk-LATEST")
 
 
 @pytest.mark.parametrize(
-    "what", ["missing", "cut short", "no GGUF", "the base", "merged", "other norms", "of another base", "right"]
+    "what", ["missing", "cut short", "no GGUF", "the base", "merged", "other norms", "older than the base", "right"]
 )
-def test_a_copy_is_known_by_its_keys_and_tensors(what: str, tmp_path: Path) -> None:
+def test_a_copy_is_known_by_its_keys_and_norms(what: str, tmp_path: Path) -> None:
+    """It may have been changed since it was made, and so may the source have been."""
     source, path = trained(tmp_path / "a.ggcl"), tmp_path / "base-a.gguf"
     base = tmp_path / "base.gguf"
     base.write_bytes(BASE.read_bytes())
@@ -210,18 +188,57 @@ def test_a_copy_is_known_by_its_keys_and_tensors(what: str, tmp_path: Path) -> N
     elif what == "other norms":
         other = trained(tmp_path / "b.ggcl", 0.5)
         ggcl_fast.convert(other, tmp_path / "b.gguf", to="adapter", base=base, base_out=path, force=True)
-    elif what == "of another base":
-        with BaseModel(base) as model:
-            tensor = model.named("blk.1.ffn_up.weight")
-        changed = bytearray(base.read_bytes())
-        changed[tensor.offset + tensor.nbytes // 2] ^= 1
-        base.write_bytes(changed)
-    report = ggcl_fast.convert(source, tmp_path / "out.gguf", to="adapter", base=base)
+    elif what == "older than the base":
+        time.sleep(0.02)
+        base.write_bytes(BASE.read_bytes())
+    report = conversion.run(source, tmp_path / "out.gguf", Options(to="adapter", base=base), copied=path)
     own = tmp_path / "base-out.gguf"
-    assert report.extra_outputs == (() if what == "right" else (str(own),))
-    assert own.exists() == (what != "right")
-    assert str(path if what == "right" else own) in next(note for note in report.notes if "norm deltas" in note)
-    assert (tmp_path / "out.gguf").read_bytes()[-1000:] == (tmp_path / "a.gguf").read_bytes()[-1000:]
+    assert report.extra_outputs == (str(own),)
+    assert (path.exists() and own.samefile(path)) == (what == "right")
+    assert ("two names of one file" in report.notes[-1]) == (what == "right")
+    ggcl_fast.convert(source, tmp_path / "alone" / "out.gguf", to="adapter", base=base, parents=True)
+    whole = (tmp_path / "alone" / "base-out.gguf").read_bytes()
+    assert own.read_bytes()[-100_000:] == whole[-100_000:]
+
+
+@pytest.mark.parametrize("call", ["link", "rename", "open"])
+def test_where_links_cannot_be_all_is_written(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = getattr(os, call)
+    (tmp_path / "out").mkdir()
+
+    def fails(one: Any, *more: Any, **options: Any) -> Any:
+        if "base-a.gguf" in str(one) or (call == "rename" and "base-b" in str(more[0])):
+            raise OSError(errno.EPERM, "no links here")
+        return real(one, *more, **options)
+
+    run([trained(tmp_path / "a.ggcl")], tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        copied = tmp_path / "out" / "base-a.gguf"
+        options = Options(to="adapter", base=BASE)
+        report = conversion.run(trained(tmp_path / "b.ggcl"), tmp_path / "out" / "b.gguf", options, copied=copied)
+    assert not any("one file" in note for note in report.notes)
+    hold_together(tmp_path / "out", "a", "b")
+    assert len(os.listdir(tmp_path / "out")) == 4 + (call == "rename")  # a second name that the next run removes
+    run([tmp_path / "b.ggcl"], tmp_path / "out", force=True)
+    assert len(os.listdir(tmp_path / "out")) == 4
+
+
+def fail(_: object) -> None:
+    raise OSError(errno.EIO, "no more")
+
+
+def test_a_failure_gives_nothing_but_the_own_name_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    run([trained(tmp_path / "a.ggcl")], tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(OutputFile, "sync", fail)
+    copied = tmp_path / "out" / "base-a.gguf"
+    with pytest.raises(OSError, match="no more"):
+        conversion.run(
+            trained(tmp_path / "b.ggcl"), tmp_path / "out" / "b.gguf", Options(to="adapter", base=BASE), copied=copied
+        )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_copy_stays_beside_its_adapters(tmp_path: Path) -> None:
@@ -229,15 +246,16 @@ def test_a_copy_stays_beside_its_adapters(tmp_path: Path) -> None:
     jobs = [(source, tmp_path / folder / f"{source.stem}.gguf") for source, folder in zip(sources, "1122")]
     results = list(convert_many(jobs, workers=1, to="adapter", base=BASE, parents=True))
     assert {result.status for result in results} == {"converted"}
-    assert sorted(os.listdir(tmp_path / "1")) == ["a.gguf", "b.gguf", "base-a.gguf"]
-    assert sorted(os.listdir(tmp_path / "2")) == ["base-c.gguf", "c.gguf", "d.gguf"]
+    hold_together(tmp_path / "1", "a b")
+    hold_together(tmp_path / "2", "c d")
+    assert not (tmp_path / "1" / "base-a.gguf").samefile(tmp_path / "2" / "base-c.gguf")
 
 
 def test_every_adapter_tells_what_is_wrong_with_the_norms(tmp_path: Path) -> None:
     sources = [trained(tmp_path / f"{name}.ggcl", math.nan) for name in "ab"]
     (tmp_path / "out").mkdir()
     reports = [result.report for result in run(sources, tmp_path / "out").values()]
-    assert len(os.listdir(tmp_path / "out")) == 3
+    hold_together(tmp_path / "out", "a b")
     warnings = [report.warnings for report in reports if report is not None]
     assert warnings[0] == warnings[1]
     assert "NaN" in warnings[0][0]
@@ -252,7 +270,7 @@ def test_who_waits_is_in_the_window_too(way: str, tmp_path: Path) -> None:
     def jobs() -> Iterator[tuple[Path, Path]]:
         for i in range(12):
             assert room.acquire(timeout=20)
-            yield trained(tmp_path / f"{i}.ggcl"), tmp_path / "out" / f"{i}.gguf"
+            yield trained(tmp_path / f"{i}.ggcl", i // 8), tmp_path / "out" / f"{i}.gguf"
 
     workers, make = WAYS[way]
     with make() or contextlib.nullcontext() as executor:
@@ -261,7 +279,7 @@ def test_who_waits_is_in_the_window_too(way: str, tmp_path: Path) -> None:
         ):
             assert result.status == "converted"
             room.release()
-    assert len(os.listdir(tmp_path / "out")) == 12 + 1
+    hold_together(tmp_path / "out", " ".join(map(str, range(8))), " ".join(map(str, range(8, 12))))
 
 
 DEADLY = """
@@ -289,13 +307,14 @@ def test_where_one_kills_its_worker_the_others_are_done(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "script.py"), str(BASE), str(tmp_path), str(tmp_path / "out")]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert sorted(done.stdout.splitlines()) == ["a.ggcl failed", *(f"{name}.ggcl converted" for name in "bcd")]
-    assert sorted(os.listdir(tmp_path / "out")) == ["b.gguf", "base-b.gguf", "c.gguf", "d.gguf"]
+    hold_together(tmp_path / "out", "b c d")
+    assert len(os.listdir(tmp_path / "out")) == 6
 
 
-def test_the_command_says_which_copy_an_adapter_is_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_that_it_is_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
     files = list(map(str, of_one_training(sources)))
     assert main(["--to", "adapter", "--base", str(BASE), *files, f"{tmp_path}/out/"]) == 0
-    told = capsys.readouterr().err
-    assert told.count(f"the norm deltas are in {tmp_path}/out/base-chk-320.gguf: load the adapter upon that") == 4
+    assert capsys.readouterr().err.count(" are two names of one file") == 3
+    hold_together(tmp_path / "out", "chk-320 chk-LATEST lora-320 lora-LATEST")

@@ -1,16 +1,20 @@
 """Files that end in zeros: told where nothing explains them, and not where a sound file has them."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import gguf
 import pytest
 
 import ggcl_fast
 from ggcl_fast import CheckpointError
 from ggcl_fast.testing import RANKS, Shape, checkpoint_bytes
 
-from ..adapters import foreign_ggla, made
-from ..gguf_parts import converted
+from ..adapters import Lora, adapter_bytes, foreign_ggla, made
+from ..gguf_parts import converted, edited, parse
 from ..hostile import places, with_optimizer, with_values
+from ..models import Model, finish
 from ..reference import DATA, FIXTURES, LATER_FIXTURES
 
 TRAINED = (DATA / "trained.ggcl").read_bytes()
@@ -89,3 +93,45 @@ def test_other_errors_keep_their_hints() -> None:
         with pytest.raises(CheckpointError) as caught:
             ggcl_fast.open_checkpoint(data)
         assert ("zeros" in str(caught.value)) == data.endswith(bytes(600))
+
+
+def zeroed(pair: Lora, rows: int) -> Lora:
+    """Return `pair` with nothing in the last rows of B."""
+    b = pair.b.copy()
+    b[len(b) - rows :] = 0
+    return replace(pair, b=b)
+
+
+def sound_files(folder: Path) -> Iterator[bytes]:
+    """Files that end in zeros because that is what they are to hold."""
+    pairs = [made(f"blk.{i}.attn_v", 64, 4, 64) for i in range(3)]
+    output, tokens = made("output", 64, 4, 512), made("token_embd", 64, 4, 512)
+    for some in [*pairs[:2], zeroed(pairs[2], 64)], [*pairs, zeroed(output, 160)]:
+        yield foreign_ggla(some, r=4, alpha=4)
+        yield adapter_bytes(some)
+    yield adapter_bytes([zeroed(tokens, 160)])
+    reversed_tokens = parse(adapter_bytes([zeroed(tokens, 160)]))
+    reversed_tokens.tensors = dict(reversed([*reversed_tokens.tensors.items()]))
+    yield edited(reversed_tokens)
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.add_custom_alignment(4096)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string("adapter.type", "lora")
+    pair = made("blk.0.attn_v", 64, 5, 66)
+    for end, values in ("a", pair.a), ("b", pair.b):
+        writer.add_tensor(f"blk.0.attn_v.weight.lora_{end}", values)
+    finish(writer, folder / "aligned.gguf")
+    yield (folder / "aligned.gguf").read_bytes()
+    yield converted(checkpoint_bytes(Shape(past=256)))
+    model = Model(n_layer=1, n_vocab=448)
+    model.write(folder / "base.gguf")
+    (folder / "in.gguf").write_bytes(adapter_bytes([made("output", 64, 4, 288)]))
+    ggcl_fast.convert(folder / "in.gguf", folder / "padded.gguf", base=folder / "base.gguf")
+    yield (folder / "padded.gguf").read_bytes()
+
+
+def test_sound_files_that_end_in_zeros_raise_no_alarm(tmp_path: Path) -> None:
+    for i, data in enumerate(sound_files(tmp_path)):
+        with ggcl_fast.open_checkpoint(data) as checkpoint:
+            assert checkpoint.zero_tail == 0, i
+            assert checkpoint.warnings == (), i

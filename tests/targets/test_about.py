@@ -343,13 +343,31 @@ def test_another_training_is_added_to_a_merged_model(made: Path, tmp_path: Path)
 def test_one_training_after_the_other_is_remembered(made: Path, tmp_path: Path) -> None:
     (tmp_path / "other.ggcl").write_bytes(one_step_further(TRAINED.read_bytes()))
     ggcl_fast.convert(tmp_path / "other.ggcl", tmp_path / "both.gguf", to="merged", base=made / "merged.gguf")
-    assert training(tmp_path / "both.gguf").split()[0] == training(made / "merged.gguf")
+    assert field_value(tmp_path / "both.gguf", "ggcl_fast.before") == training(made / "merged.gguf")
     for source in TRAINED, tmp_path / "other.ggcl", made / "a.gguf":
         for to in "merged", "adapter", "peft":
             with pytest.raises(CheckpointError, match="the same training already"):
                 ggcl_fast.convert(source, tmp_path / "out", to=to, base=tmp_path / "both.gguf")
     ggcl_fast.convert(tmp_path / "other.ggcl", tmp_path / "b.gguf", to="adapter", base=made / "merged.gguf")
-    assert training(tmp_path / "merged-b.gguf") == training(tmp_path / "both.gguf")
+    copy = tmp_path / "merged-b.gguf"
+    assert (training(copy), field_value(copy, "ggcl_fast.before")) == (
+        training(tmp_path / "both.gguf"), training(made / "merged.gguf")
+    )  # fmt: skip
+    for source in TRAINED, made / "a.gguf", tmp_path / "other.ggcl":
+        with pytest.raises(CheckpointError, match="the same training already"):
+            ggcl_fast.convert(source, tmp_path / "out", to="merged", base=copy)
+    ggcl_fast.convert(tmp_path / "b.gguf", tmp_path / "m.gguf", to="merged", base=copy)
+    assert field_value(tmp_path / "m.gguf", "ggcl_fast.holds") == "every delta"
+
+
+def test_norms_alone_are_remembered_as_such(made: Path, tmp_path: Path) -> None:
+    source = DATA / "wild" / "peft-qkv.ggla"
+    ggcl_fast.convert(source, tmp_path / "m.gguf", to="merged", base=made / "copy.gguf", rows="gguf")
+    assert field_value(tmp_path / "m.gguf", "ggcl_fast.before") == training(made / "copy.gguf") + ":norms"
+    with pytest.raises(CheckpointError, match="deltas of norms of the same training already"):
+        ggcl_fast.convert(TRAINED, tmp_path / "out", to="merged", base=tmp_path / "m.gguf")
+    ggcl_fast.convert(made / "a.gguf", tmp_path / "all.gguf", to="merged", base=tmp_path / "m.gguf")
+    assert field_value(tmp_path / "all.gguf", "ggcl_fast.holds") == "every delta"
 
 
 def test_an_adapter_without_norms_upon_what_has_its_deltas_is_refused(tmp_path: Path) -> None:
@@ -426,7 +444,7 @@ def test_other_addresses_are_no_id(url: str, tmp_path: Path) -> None:
 def test_an_activated_lora_becomes_nothing_else(to: str, tmp_path: Path) -> None:
     source = adapter_of_others(tmp_path / "in.gguf", adapter__alora__invocation_tokens=[1, 2])
     MODEL.write(tmp_path / "base.gguf")
-    with pytest.raises(CheckpointError, match=r"activated LoRA.*found .* of 2"):
+    with pytest.raises(CheckpointError, match=r"activated LoRA.*found 2 tokens"):
         ggcl_fast.convert(source, tmp_path / "out", to=to, base=tmp_path / "base.gguf")
 
 
