@@ -204,12 +204,6 @@ def _trains_norms(checkpoint: Checkpoint) -> bool:
     return trains_norms(checkpoint)
 
 
-def _warnings_of_copy(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> tuple[str, ...] | None:
-    from .targets.copies import warnings_of_copy
-
-    return warnings_of_copy(checkpoint, base, path)
-
-
 def _convert(
     checkpoint: Checkpoint, base: BaseModel | None, target: StrPath, options: Options, copied: StrPath | None
 ) -> ConversionReport:
@@ -228,14 +222,16 @@ def _convert(
         check_finite(checkpoint, engine=options.engine)
     assert options.to is not None  # `Options.for_format` has seen to it
     plan = planner(options.to)(checkpoint, options, base, written)
-    warnings = None
+    copy = None
     if copied is not None and len(written) > 1 and base is not None and not options.dry_run:
-        warnings = _warnings_of_copy(checkpoint, base, copied)
-        plan = plan.with_copy(located(copied)) if warnings is not None else plan
+        from .targets.copies import look_at_copy
+
+        copy = look_at_copy(checkpoint, base, copied)
+        plan = plan.with_copy(located(copied), copy.identity) if copy is not None else plan
     told = _told(options.progress, sum(file.nbytes for file in plan.files if file.same_as is None))
     nbytes = _count(plan, told) if options.dry_run else _write(sources, plan, outputs, told)
     notes = plan.notes
-    if copied is not None and warnings is not None and is_one_file(written[0], copied):
+    if copied is not None and copy is not None and is_one_file(written[0], copied):
         notes = (*notes, f"{public_name(written[0])} and {public_name(copied)} are two names of one file")
     return ConversionReport(
         source=checkpoint.source.name,
@@ -247,7 +243,7 @@ def _convert(
         n_ff=checkpoint.parameters.n_ff,
         seconds=0.0,
         dry_run=options.dry_run,
-        warnings=(*checkpoint.warnings, *plan.late(), *(warnings or ())),
+        warnings=(*checkpoint.warnings, *plan.late(), *(copy.warnings if copy is not None else ())),
         to=options.to,
         notes=notes,
         extra_outputs=tuple(public_name(name) for name in written if name != target),
@@ -287,7 +283,7 @@ def _write(sources: Sequence[Source], plan: Plan, outputs: Sequence[Output], tol
         of_files = outputs if len(outputs) == len(plan.files) else [*outputs] * len(plan.files)
         for output, file in zip(of_files, plan.files):
             with output.file(file.name) as writer:
-                if file.same_as is not None and isinstance(writer, OutputFile) and writer.become(file.same_as):
+                if file.same_as is not None and isinstance(writer, OutputFile) and writer.become(*file.same_as):
                     nbytes += writer.nbytes
                     continue
                 if file.nbytes >= _PREALLOCATED:

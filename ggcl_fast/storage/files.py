@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from . import system
 from .holding import TRIES
+from .identity import inode
 from .parts import FLAGS
 from .places import EXISTS, Place
 from .system import is_linked, lock_soon
@@ -100,8 +101,8 @@ class OutputFile(Place):
         with self._naming_the_target():
             self._writer.writev(pieces)
 
-    def become(self, path: str) -> bool:
-        """Be another name of the file at `path`, in place of what was made; false where that cannot be.
+    def become(self, path: str, identity: frozenset[tuple[object, ...]]) -> bool:
+        """Be another name of the file at `path`, in place of what was made; false where that cannot be, or is another.
 
         That file is locked like any output: who comes for it waits.  Nothing can be written to it from here.
         """
@@ -109,7 +110,7 @@ class OutputFile(Place):
         try:
             real = os.path.realpath(path)
             fd = os.open(real, FLAGS | os.O_RDONLY | os.O_NONBLOCK)
-            if not stat.S_ISREG(os.fstat(fd).st_mode) or not lock_soon(fd) or not self._replace_part(fd, real):
+            if inode(os.fstat(fd)) not in identity or not lock_soon(fd) or not self._replace_part(fd, real):
                 return False
             fd, self._fd, old = -1, fd, self._fd
             os.close(old)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import NamedTuple
 
 from ..checkpoint import Checkpoint
 from ..formats.signatures import HOLDS, TRAINING
@@ -17,7 +18,7 @@ from .about import NORMS, fingerprint
 from .base_model import BaseModel
 from .deltas import Census, lora_a, lora_b, trains_norms
 
-__all__ = ["copy_fingerprint", "warnings_of_copy"]
+__all__ = ["Seen", "copy_fingerprint", "look_at_copy"]
 
 
 def copy_fingerprint(checkpoint: Checkpoint) -> str | None:
@@ -34,8 +35,17 @@ def copy_fingerprint(checkpoint: Checkpoint) -> str | None:
     return digest.hexdigest()
 
 
-def warnings_of_copy(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> tuple[str, ...] | None:
-    """Return what is unusual about the norms of `path`; None where that is not the copy of `base` for `checkpoint`.
+class Seen(NamedTuple):
+    """A copy that was looked at."""
+
+    identity: frozenset[tuple[object, ...]]
+    """As of `identity.identities`."""
+    warnings: tuple[str, ...]
+    """What is unusual about its norms."""
+
+
+def look_at_copy(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> Seen | None:
+    """Look whether `path` is the copy of `base` that an adapter of `checkpoint` would come with; None where it is not.
 
     It was made in this run, of a checkpoint with the same `copy_fingerprint`: what is left to be seen is that neither
     that nor the base has changed meanwhile.
@@ -54,6 +64,6 @@ def warnings_of_copy(checkpoint: Checkpoint, base: BaseModel, path: StrPath) -> 
                     norm = base.norm(checkpoint, pair, census).tobytes()
                     if bytes(read_at(copy.source, tensor.offset, tensor.nbytes)) != norm:
                         return None
+            return Seen(copy.source.identity, census.warnings())
     except (KeyError, OSError, ValueError):  # something else than a copy, or what the conversion tells better
         return None
-    return census.warnings()

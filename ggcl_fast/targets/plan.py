@@ -32,8 +32,8 @@ class File(NamedTuple):
     """Bytes that it will have."""
     name: str = ""
     """Its name in the target, where that is a folder."""
-    same_as: str | None = None
-    """A file that has the same bytes, names within it aside."""
+    same_as: tuple[str, frozenset[tuple[object, ...]]] | None = None
+    """Path and identity of a file that has the same bytes, names within it aside."""
 
 
 class Plan(NamedTuple):
@@ -48,9 +48,9 @@ class Plan(NamedTuple):
     late: Callable[[], tuple[str, ...]] = tuple
     """Warnings of what is known only when all is written."""
 
-    def with_copy(self, path: str) -> Plan:
+    def with_copy(self, path: str, identity: frozenset[tuple[object, ...]]) -> Plan:
         """Return the plan with its first file, the copy of a base model, the same as another."""
-        return self._replace(files=(self.files[0]._replace(same_as=path), *self.files[1:]))
+        return self._replace(files=(self.files[0]._replace(same_as=(path, identity)), *self.files[1:]))
 
 
 Planner = Callable[["Checkpoint", Options, "BaseModel | None", Sequence[StrPath]], Plan]

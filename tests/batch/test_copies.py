@@ -20,6 +20,7 @@ import ggcl_fast
 from ggcl_fast import JobResult, conversion, convert_many
 from ggcl_fast.commands.convert import main
 from ggcl_fast.storage.files import OutputFile
+from ggcl_fast.targets import copies
 from ggcl_fast.targets.copies import copy_fingerprint
 from ggcl_fast.targets.options import Options
 
@@ -222,6 +223,26 @@ def test_where_links_cannot_be_all_is_written(call: str, tmp_path: Path, monkeyp
     assert len(os.listdir(tmp_path / "out")) == 4 + (call == "rename")  # a second name that the next run removes
     run([tmp_path / "b.ggcl"], tmp_path / "out", force=True)
     assert len(os.listdir(tmp_path / "out")) == 4
+
+
+def test_a_copy_that_a_rival_replaces_meanwhile_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    for folder in (out, alone):
+        folder.mkdir()
+    run([trained(tmp_path / "a.ggcl")], out)
+    real = copies.look_at_copy
+
+    def then_replaced(*args: Any) -> object:
+        seen = real(*args)
+        run([trained(tmp_path / "a.ggcl", 0.5)], out, force=True)
+        return seen
+
+    monkeypatch.setattr(copies, "look_at_copy", then_replaced)
+    options = Options(to="adapter", base=BASE)
+    conversion.run(trained(tmp_path / "b.ggcl"), out / "b.gguf", options, copied=out / "base-a.gguf")
+    run([tmp_path / "b.ggcl"], alone)
+    hold_together(out, "a", "b")
+    assert (out / "base-b.gguf").read_bytes() == (alone / "base-b.gguf").read_bytes()
 
 
 def fail(_: object) -> None:
