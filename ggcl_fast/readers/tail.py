@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-import numpy as np
-
 from ..checkpoint import Checkpoint, Pair
 from ..errors import CheckpointError
 from ..formats.schema import OUTPUT, TOKEN_EMBD
@@ -29,7 +27,7 @@ def with_tail_noted(checkpoint: Checkpoint, source: Source) -> Checkpoint:
     """
     if _is_far_or_ends(source) or _can_end_in_zeros(checkpoint):
         return checkpoint
-    n = _zeros_at_end(source)
+    n = _zeros(source, 0, source.size)
     warning = f"the last {n:,} bytes are zeros, {_WHY}"
     return dataclasses.replace(checkpoint, zero_tail=n, warnings=(*checkpoint.warnings, warning))
 
@@ -79,33 +77,23 @@ def _can_end_so(checkpoint: Checkpoint, pair: Pair) -> bool:
 def _n_values(checkpoint: Checkpoint, row: int, last: int = 0) -> int:
     """Return how many values of a tensor are left without the zeros that it ends with, of the `last` alone if given."""
     place = checkpoint.table[row]
-    size = int(place["nbytes"]) // 4
-    start = max(0, size - last) if last else 0
-    for stop in range(size, start, -(_BLOCK // 4)):
-        first = max(start, stop - _BLOCK // 4)
-        data = read_at(checkpoint.source, int(place["offset"]) + 4 * first, 4 * (stop - first))
-        found = np.flatnonzero(np.frombuffer(data, "<u4"))
-        if len(found):
-            return first + int(found[-1]) + 1 - start
-    return 0
+    offset, nbytes = int(place["offset"]), int(place["nbytes"])
+    n = min(nbytes, 4 * last) if last else nbytes
+    return n // 4 - _zeros(checkpoint.source, offset + nbytes - n, offset + nbytes) // 4
 
 
 def _is_zero(source: Source, offset: int, nbytes: int) -> bool:
     """Tell whether there is nothing but zeros."""
-    for start in range(offset, offset + nbytes, _BLOCK):
-        block = bytes(read_at(source, start, min(_BLOCK, offset + nbytes - start)))
-        if block.count(0) != len(block):
-            return False
-    return True
+    return _zeros(source, offset, offset + nbytes) >= nbytes
 
 
-def _zeros_at_end(source: Source) -> int:
-    """Return how many bytes at the end are zero."""
-    stop = source.size
-    while stop:
-        start = max(0, stop - _BLOCK)
-        block = bytes(read_at(source, start, stop - start)).rstrip(b"\0")
-        stop = start + len(block)
+def _zeros(source: Source, start: int, stop: int) -> int:
+    """Return how many of the bytes from `start` to `stop` are zeros, counted from their end to the first other."""
+    end = stop
+    while end > start:
+        first = max(start, end - _BLOCK)
+        block = bytes(read_at(source, first, end - first)).rstrip(b"\0")
+        end = first + len(block)
         if block:
             break
-    return source.size - stop
+    return stop - end

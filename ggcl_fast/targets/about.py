@@ -116,12 +116,14 @@ def of_adapter(
     left_out = [told] if isinstance(told, str) else []
     left_out += [_LEFT_NORMS] * any(pair.is_norm for pair in checkpoint.pairs) + [*weights_left_out]
     carried = {key: _text(str(value)) for key, value in checkpoint.extra.items() if key in _CARRIED}
+    facts = {MADE_BY: __version__, TRAINING: fingerprint(checkpoint)}
+    if left_out:
+        facts[LEFT_OUT] = _text(" and ".join(left_out))
     return [
         KeyValue(_K.NAME, _name(checkpoint, options, base), _T.STRING),
         *_strings(carried),
         *(_of_base(options, base) or _as_told(checkpoint)),
-        *_strings({**_made(), TRAINING: fingerprint(checkpoint)}),
-        *_strings({LEFT_OUT: _text(" and ".join(left_out))} if left_out else {}),
+        *_strings(facts),
     ]
 
 
@@ -133,7 +135,7 @@ def of_model(checkpoint: Checkpoint, options: Options, base: BaseModel, holds: s
     is_there = left_out == _LEFT_NORMS and own + _NORMS_ALONE in known
     if holds == ALL and isinstance(left_out, str) and not is_there:
         holds = _text(f"deltas, but none of {left_out},")
-    facts = {**_made(), TRAINING: own, HOLDS: holds}
+    facts = {MADE_BY: __version__, TRAINING: own, HOLDS: holds}
     if before := [one for one in dict.fromkeys(known) if one.removesuffix(_NORMS_ALONE) != own]:
         facts[BEFORE] = _text(" ".join(before))
     return [KeyValue(_K.NAME, name, _T.STRING), *_of_base(options, base), *_strings(facts)]
@@ -220,10 +222,6 @@ def base_model_id(checkpoint: Checkpoint, options: Options) -> str | None:
         return options.base_model_id
     model = url.removeprefix(_HUB)
     return model if url.startswith(_HUB) and is_model_id(model) else None
-
-
-def _made() -> dict[str, str]:
-    return {MADE_BY: __version__}
 
 
 def _strings(facts: Mapping[str, str]) -> list[KeyValue]:

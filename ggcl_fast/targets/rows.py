@@ -67,14 +67,15 @@ def count_heads(checkpoint: Checkpoint, pairs: Iterable[Pair], heads: Heads) -> 
                 found=n_head or "nothing that tells it", hint=_TOLD,
             )  # fmt: skip
         counts[pair] = n_head
-    by_length = {pair.n_out // n_head: pair for pair, n_head in reversed(counts.items())}
-    if len(by_length) > 1:
-        (length, pair), (other_length, other) = [*reversed(by_length.items())][:2]
-        raise CheckpointError(
-            f"by {heads.n_head} heads and {heads.n_head_kv} of keys, heads have different lengths",
-            source=checkpoint.source.name, tensor=other.weight, field="rows of a head",
-            expected=f"{length} as in {pair.weight}", found=other_length, hint=_TOLD,
-        )  # fmt: skip
+    lengths = {pair: pair.n_out // n_head for pair, n_head in counts.items()}
+    first = next(iter(lengths), None)
+    for pair, length in lengths.items():
+        if first is not None and length != lengths[first]:
+            raise CheckpointError(
+                f"by {heads.n_head} heads and {heads.n_head_kv} of keys, heads have different lengths",
+                source=checkpoint.source.name, tensor=pair.weight, field="rows of a head",
+                expected=f"{lengths[first]} as in {first.weight}", found=length, hint=_TOLD,
+            )  # fmt: skip
     return counts
 
 

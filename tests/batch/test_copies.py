@@ -32,6 +32,13 @@ WAYS: dict[str, tuple[int | None, Callable[[], Executor | None]]] = {
 }  # fmt: skip
 
 
+def folders(root: Path, *names: str) -> list[Path]:
+    """Make folders of these names."""
+    for name in names:
+        (root / name).mkdir()
+    return [root / name for name in names]
+
+
 def trained(path: Path, add: float = 0, *, norm: bool = True) -> Path:
     """Write the trained checkpoint, with something added to the deltas of a norm or of another weight."""
     data = bytearray((DATA / "trained.ggcl").read_bytes())
@@ -79,9 +86,7 @@ def hold_together(out: Path, *groups: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_the_same_is_written_once(way: str, tmp_path: Path) -> None:
-    sources, out, alone = tmp_path / "sources", tmp_path / "out", tmp_path / "alone"
-    for folder in (sources, out, alone):
-        folder.mkdir()
+    sources, out, alone = folders(tmp_path, "sources", "out", "alone")
     same = of_one_training(sources)
     others = [trained(sources / "norms.ggcl", 0.5), trained(sources / "weights.ggcl", 0.5, norm=False)]
     results = run([*same, *others], out, way)
@@ -116,9 +121,7 @@ def test_nothing_is_shared_where_no_norm_was_trained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_where_one_fails_the_next_writes_it(way: str, tmp_path: Path) -> None:
-    sources, out = tmp_path / "sources", tmp_path / "out"
-    sources.mkdir()
-    out.mkdir()
+    sources, out = folders(tmp_path, "sources", "out")
     (out / "chk-320.gguf").write_bytes(b"somebody's")
     results = run(of_one_training(sources), out, way)
     assert {name for name, result in results.items() if result.status == "failed"} == {"chk-320"}
@@ -128,9 +131,7 @@ def test_where_one_fails_the_next_writes_it(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_there_is_left_and_what_is_missing_made_again(way: str, tmp_path: Path) -> None:
-    sources, out = tmp_path / "sources", tmp_path / "out"
-    sources.mkdir()
-    out.mkdir()
+    sources, out = folders(tmp_path, "sources", "out")
     files = of_one_training(sources)
     run(files, out, way)
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -151,9 +152,7 @@ def test_what_is_there_is_left_and_what_is_missing_made_again(way: str, tmp_path
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_is_replaced_for_one_and_stays_for_the_others(way: str, tmp_path: Path) -> None:
     """As where training went on, and the latest checkpoint is converted again."""
-    sources, out = tmp_path / "sources", tmp_path / "out"
-    sources.mkdir()
-    out.mkdir()
+    sources, out = folders(tmp_path, "sources", "out")
     files = of_one_training(sources)
     run(files, out, way)
     old = (out / "base-chk-320.gguf").read_bytes()
@@ -226,9 +225,7 @@ def test_where_links_cannot_be_all_is_written(call: str, tmp_path: Path, monkeyp
 
 
 def test_a_copy_that_a_rival_replaces_meanwhile_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, alone = tmp_path / "out", tmp_path / "alone"
-    for folder in (out, alone):
-        folder.mkdir()
+    out, alone = folders(tmp_path, "out", "alone")
     run([trained(tmp_path / "a.ggcl")], out)
     real = copies.look_at_copy
 
